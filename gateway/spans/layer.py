@@ -22,7 +22,8 @@ class WindowSource(Protocol):
 class SpanLayer:
     """A layer whose spans the store reads.
 
-    ``windows`` is ``None`` for layers that are stored as they are. A *provisional* layer is one whose supplied checkpoints no
+    ``windows`` is ``None`` for layers that are stored as they are. A *local* one lies on this machine's disk already and is
+    not copied to the disk tier. A *provisional* layer is one whose supplied checkpoints no
     pass has proven yet: it has a small memory of its own, since nothing unproven may enter a cache that others read.
     """
 
@@ -34,6 +35,7 @@ class SpanLayer:
         windows: WindowSource | None,
         source: Reader,
         *,
+        local: bool = False,
         provisional_memory: MemoryTier | None = None,
     ) -> None:
         self.blob = blob
@@ -41,6 +43,7 @@ class SpanLayer:
         self.table = table
         self.windows = windows
         self.source = source
+        self.local = local
         self.provisional_memory = provisional_memory
         self.confirmed_windows: set[int] = set()
         self.error: BlockgateError | None = None

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ParamSpec, TypeVar
 
-from gateway.errors import BlockgateError, IntegrityError, UpstreamError
+from gateway.errors import BlockgateError, IntegrityError, Overloaded, UpstreamError
 from gateway.reader import Bytes
 from gateway.spans.decode import check_chain, decode
 from gateway.spans.disk import DiskTier
@@ -50,6 +50,7 @@ class StoreCounts:
     fetched_bytes: int = 0
     coalesced: int = 0
     prefetched: int = 0
+    shed: int = 0
     inflate_seconds: float = 0.0
     failures: dict[str, int] = field(default_factory=dict)
 
@@ -66,6 +67,7 @@ class SpanStore:
         *,
         concurrent_fetches: int = 32,
         concurrent_prefetches: int = 16,
+        flying_limit_bytes: int = 512 << 20,
     ) -> None:
         self.memory = memory
         self.disk = disk
@@ -75,6 +77,8 @@ class SpanStore:
         self._fetches = asyncio.Semaphore(concurrent_fetches)
         self._prefetch_limit = concurrent_prefetches
         self._prefetching = 0
+        self.flying_bytes = 0
+        self._flying_limit = flying_limit_bytes
         self._flying: dict[SpanKey, asyncio.Future[Found]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -91,13 +95,35 @@ class SpanStore:
         data = self.peek(layer, index)
         if data is not None:
             return data, Origin.MEMORY
+        return await asyncio.shield(self._join(layer, layer.key(index)))
+
+    def begin(self, layer: SpanLayer, index: int, *, patient: bool) -> asyncio.Future[Found] | None:
+        """Begin to read a span; shield the future when awaiting it.
+
+        ``None`` when it should be read later: too much is in flight, and the caller is ``patient``. Otherwise that
+        raises ``Overloaded``, before upstream is touched.
+        """
+        data = self.peek(layer, index)
+        if data is not None:
+            future: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
+            future.set_result((data, Origin.MEMORY))
+            return future
         key = layer.key(index)
+        if patient and key not in self._flying and self.flying_bytes > self._flying_limit // 2:
+            return None
+        return self._join(layer, key)
+
+    def _join(self, layer: SpanLayer, key: SpanKey) -> asyncio.Future[Found]:
         future = self._flying.get(key)
-        if future is None:
-            future = self._start(layer, key)
-        else:
+        if future is not None:
             self.counts.coalesced += 1
-        return await asyncio.shield(future)
+            return future
+        if self.flying_bytes > self._flying_limit:
+            self.counts.shed += 1
+            raise Overloaded(
+                f"{self.flying_bytes >> 20} MiB are being fetched already; try again shortly", retry_after_seconds=1
+            )
+        return self._start(layer, key)
 
     def prefetch(self, layer: SpanLayer, index: int) -> None:
         """Begin to fetch a span that will probably be asked for; does nothing when enough is under way."""
@@ -133,6 +159,7 @@ class SpanStore:
         # Nobody may be left to take the outcome when all readers were cancelled: that is no error.
         future.add_done_callback(lambda done: None if done.cancelled() else done.exception())
         self._flying[key] = future
+        self.flying_bytes += layer.table.span(key.span).out_length
         task = asyncio.create_task(self._fill(layer, key, future))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -145,6 +172,11 @@ class SpanStore:
                 data = await self._fetch_provisional(layer, key.span, span)
                 layer.provisional_memory.put(key, data)
                 future.set_result((data, Origin.UPSTREAM))
+                return
+            if layer.local:
+                data = await self._fetch(layer, key.span, span)
+                self.memory.put(key, data)
+                future.set_result((data, Origin.LOCAL))
                 return
             if await self._from_disk(key, span, future):
                 return
@@ -169,6 +201,7 @@ class SpanStore:
             raise
         finally:
             del self._flying[key]
+            self.flying_bytes -= layer.table.span(key.span).out_length
 
     async def _from_disk(self, key: SpanKey, span: Span, future: asyncio.Future[Found]) -> bool:
         data = await self._run(self.disk.read, key, span.out_sha256)

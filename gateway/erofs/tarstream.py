@@ -245,7 +245,19 @@ class TarWalker:
             target = b""
         self._sink(
             Entry(
-                path, kind, permissions, uid, gid, mtime, nanoseconds, size, offset, target, major, minor, xattrs
+                path,
+                kind,
+                permissions,
+                uid,
+                gid,
+                mtime,
+                nanoseconds,
+                size,
+                offset,
+                target,
+                major,
+                minor,
+                xattrs,
             )
         )
 

@@ -100,7 +100,9 @@ class Toc:
         at = len(MAGIC)
         unpack, fixed = _RECORD.unpack_from, _RECORD.size
         for _ in range(self._members):
-            mode, count, path_length, target_length, uid, gid, mtime, nsec, size, block, rdev = unpack(buffer, at)
+            mode, count, path_length, target_length, uid, gid, mtime, nsec, size, block, rdev = unpack(
+                buffer, at
+            )
             at += fixed
             path = bytes(buffer[at : at + path_length])
             at += path_length

@@ -105,7 +105,9 @@ def write(tree: Tree, tar_sizes: Sequence[int]) -> Metadata:
         offsets.append(device_size)
         device_size += _blocks(size) * BLOCK
     if device_size >= MAX_BYTES:
-        raise InvalidLayer(f"the device would have {device_size} bytes; block numbers reach {MAX_BYTES - BLOCK}")
+        raise InvalidLayer(
+            f"the device would have {device_size} bytes; block numbers reach {MAX_BYTES - BLOCK}"
+        )
     data = bytearray(metadata_size)
     _Fill(plan, data, inode_blocks, [offset // BLOCK for offset in offsets]).run()
     uuid = _seal(data, plan, device_size // BLOCK)
@@ -251,7 +253,9 @@ def _xattr_items(xattrs: Xattrs) -> Iterator[tuple[int, bytes, bytes]]:
 
 
 def _xattr_size(xattrs: Xattrs) -> int:
-    size = sum(-(-(XATTR_ENTRY.size + len(rest) + len(value)) // 4) * 4 for _, rest, value in _xattr_items(xattrs))
+    size = sum(
+        -(-(XATTR_ENTRY.size + len(rest) + len(value)) // 4) * 4 for _, rest, value in _xattr_items(xattrs)
+    )
     return size + XATTR_HEADER.size if size else 0
 
 
@@ -402,5 +406,7 @@ def _seal(data: bytearray, plan: _Plan, blocks: int) -> bytes:
     uuid[6] = uuid[6] & 0x0F | 0x80  # version 8 (RFC 9562): made of what its maker likes, here the content
     uuid[8] = uuid[8] & 0x3F | 0x80
     superblock(bytes(uuid))
-    data[SUPERBLOCK_OFFSET + 4 : SUPERBLOCK_OFFSET + 8] = superblock_checksum(data, BLOCK).to_bytes(4, "little")
+    data[SUPERBLOCK_OFFSET + 4 : SUPERBLOCK_OFFSET + 8] = superblock_checksum(data, BLOCK).to_bytes(
+        4, "little"
+    )
     return bytes(uuid)

@@ -9,7 +9,7 @@ Names are resolved inside of the image's root: entry names are cleaned lexically
 ``/`` or ``..`` goes nowhere), then their parents are followed like in a chroot, symbolic links included. Nothing can
 point out of the tree, for there is nothing outside of it.
 
-Sizes: about 0.5 KB a file. Nothing here recurses, so depth is bounded by memory alone.
+About 0.5 KB of memory a file. Nothing here recurses, so depth is bounded by memory alone.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class Inode:
 class Directory:
     """A directory: its attributes and its children by name.
 
-    ``fresh`` are the names that the layer ``fresh_layer`` put here or reached through: whiteouts of that layer do
-    not touch them.
+    ``fresh`` are the names that the layer ``fresh_layer`` put here (True) or only reached through (False):
+    whiteouts of that layer do not remove them.
     """
 
     __slots__ = (
@@ -92,15 +92,10 @@ class Directory:
     )
 
     def __init__(self, parent: Directory | None) -> None:
-        self.mode = stat.S_IFDIR | 0o755
-        self.uid = 0
-        self.gid = 0
-        self.mtime = 0
-        self.mtime_nanoseconds = 0
-        self.xattrs: Xattrs = ()
+        self.take_attributes(_MADE)
         self.parent = parent
         self.children: dict[bytes, Inode | Directory] = {}
-        self.fresh: set[bytes] = set()
+        self.fresh: dict[bytes, bool] = {}
         self.fresh_layer = -1
         self.nid = 0
         self.links = 0
@@ -112,18 +107,34 @@ class Directory:
         self.gid = entry.gid
         self.mtime = entry.mtime
         self.mtime_nanoseconds = entry.mtime_nanoseconds
-        self.xattrs = entry.xattrs
+        self.xattrs: Xattrs = entry.xattrs
 
-    def touch(self, name: bytes, layer: int) -> None:
-        """Remember that ``layer`` put ``name`` here."""
+    def touch(self, name: bytes, layer: int, *, declared: bool) -> None:
+        """Remember that ``layer`` put ``name`` here, or (not ``declared``) something below it."""
         if self.fresh_layer != layer:
             self.fresh_layer = layer
-            self.fresh = set()
-        self.fresh.add(name)
+            self.fresh = {}
+        if declared or name not in self.fresh:
+            self.fresh[name] = declared
 
-    def is_fresh(self, name: bytes, layer: int) -> bool:
-        """Whether ``layer`` put ``name`` here."""
-        return self.fresh_layer == layer and name in self.fresh
+    def keep_fresh(self, name: bytes, layer: int) -> Directory | None:
+        """Remove ``name`` unless ``layer`` put it here. Returns a directory that stays, to be cleaned below.
+
+        A directory that the layer only reached through is made anew: its attributes were the hidden one's.
+        """
+        if self.fresh_layer != layer or name not in self.fresh:
+            del self.children[name]
+            return None
+        child = self.children[name]
+        if not isinstance(child, Directory):
+            return None
+        if not self.fresh[name]:
+            child.take_attributes(_MADE)
+        return child
+
+
+_MADE: Final = Entry(b"", stat.S_IFDIR, 0o755)
+"""Attributes of a directory that no layer describes: root's, at the epoch."""
 
 
 class _RefusedError(Exception):
@@ -182,7 +193,7 @@ class Tree:
     def _place(self, parent: Directory, name: bytes, entry: Entry) -> None:
         children = parent.children
         before = children.get(name)
-        parent.touch(name, self._layer)
+        parent.touch(name, self._layer, declared=True)
         if entry.kind == stat.S_IFDIR:
             if not isinstance(before, Directory):
                 if before is not None:
@@ -232,10 +243,8 @@ class Tree:
         if name == OPAQUE:
             self._prune(directory)
         elif hidden in directory.children:
-            child = directory.children[hidden]
-            if not directory.is_fresh(hidden, self._layer):
-                del directory.children[hidden]
-            elif isinstance(child, Directory):
+            child = directory.keep_fresh(hidden, self._layer)
+            if child is not None:
                 self._prune(child)
         return True
 
@@ -244,9 +253,10 @@ class Tree:
         pending = [top]
         while pending:
             directory = pending.pop()
-            fresh = directory.fresh if directory.fresh_layer == self._layer else ()
-            directory.children = {name: child for name, child in directory.children.items() if name in fresh}
-            pending += [child for child in directory.children.values() if isinstance(child, Directory)]
+            for name in list(directory.children):
+                child = directory.keep_fresh(name, self._layer)
+                if child is not None:
+                    pending.append(child)
 
     def _descend(self, path: bytes) -> Directory:
         """The directory at ``path``; what is missing of it is made."""
@@ -282,7 +292,7 @@ class Tree:
                 child = current.children[name] = Directory(current)
             if isinstance(child, Directory):
                 if make:
-                    current.touch(name, self._layer)
+                    current.touch(name, self._layer, declared=False)
                 current = child
             elif stat.S_ISLNK(child.mode):
                 links += 1

@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import uuid
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -59,7 +59,7 @@ class Artifacts:
         """
         target = self.path(digest)
         present = target.is_file()
-        temporary = target.with_name(f"{target.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}{_TEMPORARY}")
+        temporary = self.scratch()
         sha256 = hashlib.sha256()
         size = 0
         try:
@@ -81,23 +81,19 @@ class Artifacts:
                 temporary.unlink()
         return not present
 
-    def write(self, pieces: Iterable[Bytes]) -> str:
-        """Store what was generated here; blocking. Returns its digest."""
-        temporary = self._folder / f"new.{os.getpid()}.{uuid.uuid4().hex[:8]}{_TEMPORARY}"
-        sha256 = hashlib.sha256()
+    def scratch(self) -> Path:
+        """A name for a file that is to become an artifact."""
+        return self._folder / f"new.{os.getpid()}.{uuid.uuid4().hex[:8]}{_TEMPORARY}"
+
+    def adopt(self, path: Path) -> str:
+        """Make a finished scratch file an artifact; blocking. Returns its digest."""
         try:
-            with temporary.open("xb") as file:
-                for piece in pieces:
-                    sha256.update(piece)
-                    file.write(piece)
-                _sync(file)
-            digest = f"sha256:{sha256.hexdigest()}"
-            temporary.rename(self.path(digest))
+            with path.open("r+b") as file:
+                digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+                os.fsync(file.fileno())
+            path.rename(self.path(digest))
         except OSError as error:
             raise StorageError(f"the artifact cannot be stored: {error.strerror}") from error
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
         return digest
 
     def sweep(self) -> int:

@@ -88,8 +88,34 @@ def inflate_span(
         )
     if length == 0:
         return b""
-    inflater = backend(b"" if first else window)
-    wanted = length + 1 if exact else length
+    output = _inflate(compressed, bits, b"" if first else window, length + 1 if exact else length, backend)
+    if len(output) != length:
+        relation = "more than" if len(output) > length else f"{len(output)} instead of"
+        raise CorruptStream(f"the span's deflate stream yields {relation} {length} bytes")
+    return output
+
+
+def inflate_tail(
+    compressed: Buffer,
+    bits: int,
+    window: Buffer,
+    max_length: int,
+    *,
+    first: bool = False,
+    backend: Backend = igzip,
+) -> bytes:
+    """Inflate from a checkpoint to the end of the blob, whose length nobody knows yet.
+
+    Arguments as in ``inflate_span``. Raises ``CorruptStream`` when more than ``max_length`` bytes come out.
+    """
+    output = _inflate(compressed, bits, b"" if first else window, max_length + 1, backend)
+    if len(output) > max_length:
+        raise CorruptStream(f"the last span's deflate stream yields more than {max_length} bytes")
+    return output
+
+
+def _inflate(compressed: Buffer, bits: int, window: Buffer, wanted: int, backend: Backend) -> bytes:
+    inflater = backend(window)
     try:
         if bits:
             inflater.decompress(_prefix(bits, compressed[0]), wanted)
@@ -99,9 +125,6 @@ def inflate_span(
             output = _further_members(inflater, compressed, output, wanted, backend)
     except _ERRORS as error:
         raise CorruptStream(f"the deflate stream of the span is corrupt: {error}") from error
-    if len(output) != length:
-        relation = "more than" if len(output) > length else f"{len(output)} instead of"
-        raise CorruptStream(f"the span's deflate stream yields {relation} {length} bytes")
     return output
 
 

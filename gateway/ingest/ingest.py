@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from gateway.errors import StorageError
 from gateway.gzran.zinfo import ZinfoTable
 from gateway.ingest.folder import LayerFolders
-from gateway.ingest.layer_pass import LayerPass, Promise, Walker
+from gateway.ingest.layer_pass import LayerPass, Promise
 from gateway.reader import Blob, Bytes
 from gateway.spans.index import Kind, LayerIndex, index_id
 
@@ -75,7 +75,6 @@ class Ingest:
     ) -> None:
         loop = asyncio.get_running_loop()
         with self.folders.begin(promise.digest, name) as folder:
-            walker: Walker | None = None
             work = LayerPass(
                 promise,
                 kind,
@@ -83,7 +82,6 @@ class Ingest:
                 folder,
                 supplied=supplied,
                 supplied_digest=supplied_digest,
-                walker=walker,
             )
             feeding: asyncio.Future[None] | None = None
             try:

@@ -11,29 +11,17 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
-from gateway.errors import BlobMismatch, DiffIdMismatch, InvalidLayer, InvalidZinfo
+from gateway.errors import BlobMismatch, DiffIdMismatch, InvalidZinfo
 from gateway.gzran.checkpoints import CheckpointBuilder
 from gateway.gzran.zinfo import Checkpoint, ZinfoTable
+from gateway.ingest.contents import Contents
 from gateway.ingest.folder import FolderWriter, spans_digest
 from gateway.ingest.lane import BitSpanDigests, DigestLane, SpanDigests
 from gateway.spans.index import Kind, LayerFacts
 from gateway.spans.table import Span, SpanTable
 
 _LANE_BYTES = 1 << 18
-
-
-class Walker(Protocol):
-    """Looks at the decoded bytes as they come by (the tar reader)."""
-
-    def feed(self, data: memoryview) -> object:
-        """Take the next bytes; they are valid during the call only. Raises ``InvalidLayer``."""
-        ...
-
-    def finish(self) -> object:
-        """No more bytes. Raises ``InvalidLayer``."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +45,6 @@ class LayerPass:
         *,
         supplied: ZinfoTable | None = None,
         supplied_digest: str | None = None,
-        walker: Walker | None = None,
     ) -> None:
         self._promise = promise
         self._kind: Kind = kind
@@ -65,8 +52,7 @@ class LayerPass:
         self._folder = folder
         self._supplied = supplied
         self._supplied_digest = supplied_digest
-        self._walker = walker
-        self._walk_error: str | None = None
+        self._contents = None if kind == "raw" else Contents(folder.toc_path)
         self._blob = BitSpanDigests()
         self._decoded = SpanDigests()
         self._lane = DigestLane()
@@ -113,7 +99,7 @@ class LayerPass:
             raise DiffIdMismatch(
                 f"the decompressed layer's digest is {decoded_digest}, the image's configuration says {self._promise.diff_id}"
             )
-        self._walk(None)
+        toc_error = self._contents.finish() if self._contents else None
         table = SpanTable.of(self._spans())
         facts = LayerFacts(
             blob=self._promise.digest,
@@ -125,13 +111,15 @@ class LayerPass:
             members=members,
             spans_sha256=spans_digest(table),
             zinfo=self._supplied_digest,
-            toc_error=self._walk_error,
+            toc_error=toc_error,
         )
         self._folder.commit(facts, table)
         return facts
 
     def close(self) -> None:
         """End the lane's thread."""
+        if self._contents is not None:
+            self._contents.close()
         self._lane.abandon()
 
     def _feed_flat(self, data: bytes) -> None:
@@ -170,17 +158,9 @@ class LayerPass:
         self._cuts.append((checkpoint.in_offset, checkpoint.bits))
         self._folder.checkpoint(checkpoint, window)
 
-    def _walk(self, view: memoryview | None) -> None:
-        """Feed the walker until it objects: a layer that is no tar can still be served as bytes."""
-        if self._walker is None or self._walk_error is not None:
-            return
-        try:
-            if view is None:
-                self._walker.finish()
-            else:
-                self._walker.feed(view)
-        except InvalidLayer as error:
-            self._walk_error = error.detail
+    def _walk(self, view: memoryview) -> None:
+        if self._contents is not None:
+            self._contents.feed(view)
 
     def _spans(self) -> Iterator[Span]:
         if self._builder is None:

@@ -32,7 +32,8 @@ CHECKPOINTS = "checkpoints.zinfo"
 TOC = "toc.bin"
 FORMAT = 1
 
-Kind = Literal["gzip", "flat"]
+Kind = Literal["gzip", "tar", "raw"]
+"""How a blob is decoded and looked at: gzip of a tar, a plain tar, bytes of any kind."""
 
 
 class LayerFacts(BaseModel):

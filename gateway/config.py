@@ -88,6 +88,9 @@ class Settings(BaseSettings):
     allow_anonymous: bool = Field(
         default=False, description="Listen on an address that is not loopback though there are no tokens"
     )
+    cors_origins: tuple[str, ...] = Field(
+        (), description="Origins whose pages may read devices in a browser (`https://host`)"
+    )
     drain_seconds: float = Field(2.0, ge=0, description="How long to go on accepting after SIGTERM, not ready")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else json")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe record written")
@@ -138,6 +141,11 @@ def load(file: Path | None = None, **flags: Any) -> Settings:
 def gateway_url() -> str:
     """Where client commands find the gateway when no flag says so."""
     return os.environ.get("BLOCKGATE_URL", DEFAULT_URL)
+
+
+def client_token() -> str | None:
+    """The bearer token of client commands; from the environment, so that it is in no argument list."""
+    return os.environ.get("BLOCKGATE_TOKEN")
 
 
 def environment() -> dict[str, str]:

@@ -13,13 +13,15 @@ from gateway.config import Settings, environment
 from gateway.devices.catalog import Catalog, Generation, migrate
 from gateway.devices.registration import Registrar
 from gateway.devices.shelf import Shelf
+from gateway.devices.spec import DeviceSpec
 from gateway.errors import StorageError
 from gateway.ingest.folder import LayerFolders
 from gateway.ingest.ingest import Ingest
 from gateway.registry.client import Registries
 from gateway.registry.credentials import Credentials, CredentialStore, default_auth_files
-from gateway.registry.guard import AddressRules
+from gateway.registry.guard import AllowList
 from gateway.registry.layout import LayoutSource
+from gateway.registry.reference import parse_reference
 from gateway.registry.retry import RetryPolicy
 from gateway.registry.sources import ImageSources
 from gateway.registry.transport import Transport
@@ -87,6 +89,13 @@ class Services:
         await registrar.start()
         return services
 
+    def check_spec(self, spec: DeviceSpec) -> None:
+        """Raise at once for what can be known at once: a malformed reference, an artifact that is not there."""
+        parse_reference(spec.source.image)
+        for digest in (spec.metadata, spec.zinfo):
+            if digest is not None:
+                self.artifacts.find(digest)
+
     async def aclose(self) -> None:
         """Stop everything; unfinished registrations go on at the next start."""
         await self.registrar.aclose()
@@ -106,10 +115,10 @@ def _sources(settings: Settings) -> ImageSources:
     }
     registries = Registries(
         store=CredentialStore(files, named),
-        transport=Transport(AddressRules(settings.allow_addresses)),
+        transport=Transport(allowed=AllowList(settings.allow_addresses)),
         mirrors=settings.mirrors,
         policy=RetryPolicy(
-            attempt_seconds=settings.registry_attempt_seconds, total_seconds=settings.registry_deadline_seconds
+            attempt_seconds=settings.registry_attempt_seconds, deadline_seconds=settings.registry_deadline_seconds
         ),
     )
     return ImageSources(registries, LayoutSource(settings.oci_roots))

@@ -122,7 +122,7 @@ class Catalog:
             raise DeviceNotFound(f"there is no device {name!r}")
         return record
 
-    async def list(self) -> list[DeviceRecord]:
+    async def all(self) -> list[DeviceRecord]:
         """All devices by name."""
 
         def work(connection: sa.Connection) -> list[DeviceRecord]:

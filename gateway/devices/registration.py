@@ -95,7 +95,7 @@ class Registrar:
                 log.warning("catalog", error=error.detail)
 
     async def _resume(self) -> None:
-        for record in await self._catalog.list():
+        for record in await self._catalog.all():
             if record.state == "indexing" or (record.state in SERVING and record.verification == "verifying"):
                 self.begin(record)
 

@@ -133,6 +133,12 @@ class DiskTier:
         self._measure()
         return freed
 
+    def measure(self) -> int:
+        """Bytes that really lie in the folder, written by whomever."""
+        with self._lock:
+            self._measure()
+            return self.used_bytes
+
     def sweep(self) -> int:
         """Remove temporary files that a killed process left. Call while no other process writes here."""
         removed = 0

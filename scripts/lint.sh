@@ -4,17 +4,19 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/machine.sh
 scripts/venv.sh test
+command -v shellcheck >/dev/null || die "the program shellcheck is missing: install the Debian package shellcheck"
 
 failed=()
 check() {
   say "$*"
-  "$@" || failed+=("$1")
+  "$@" || failed+=("$*")
 }
 
-check .venv/bin/ruff check .
+check .venv/bin/ruff check --output-format concise .
 check .venv/bin/ruff format --check .
 check .venv/bin/mypy
 check .venv/bin/lint-imports
+check .venv/bin/python scripts/check_lock.py
 check shellcheck -x scripts/*.sh .ci/run
 if [ -e scripts/openapi.py ]; then check .venv/bin/python scripts/openapi.py --check; fi
-[ "${#failed[@]}" -eq 0 ] || die "failed: ${failed[*]}"
+[ "${#failed[@]}" -eq 0 ] || die "failed: $(printf '\n  %s' "${failed[@]}")"

@@ -1,4 +1,4 @@
-"""Check that every distribution of this virtual environment stands in requirements/test.lock with its version.
+"""Check that each distribution here stands in requirements/test.lock with its version.
 
 A dependency that is added without `make lock` installs in whatever version is the newest that day.
 """

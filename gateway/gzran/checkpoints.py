@@ -141,7 +141,7 @@ class CheckpointBuilder:
         stream.next_in, stream.avail_in = address, given_in
         stream.next_out, stream.avail_out = self._address + self._filled, given_out
         code = self._libz.inflate(self._pointer, libz.Z_BLOCK if run is None else libz.Z_NO_FLUSH)
-        taken = given_in - stream.avail_in
+        taken: int = given_in - stream.avail_in
         self._in += taken
         self._filled += given_out - stream.avail_out
         if code == libz.Z_STREAM_END:

@@ -38,7 +38,7 @@ class Placement(Protocol):
         ...
 
     def is_checkpoint(self, boundary: Checkpoint) -> bool:
-        """Whether a checkpoint falls on this boundary (a block's start, or right behind a member's header)."""
+        """Whether a checkpoint falls here: a block's start, or right behind a member's header."""
         ...
 
 
@@ -55,13 +55,16 @@ class EverySpan:
         self._near = True
 
     def run(self, in_offset: int, out_offset: int) -> Run | None:
+        """Up to ``span_size`` behind the last checkpoint, then boundary by boundary."""
         del in_offset
         return None if self._near else Run(UNLIMITED, self._limit - out_offset)
 
     def blocked(self) -> None:
+        """Every boundary from here on lies more than ``span_size`` behind the last checkpoint."""
         self._near = True
 
     def is_checkpoint(self, boundary: Checkpoint) -> bool:
+        """Whether ``boundary`` is far enough behind the last checkpoint."""
         if boundary.out_offset <= self._limit:
             return False
         self._limit = boundary.out_offset + self._span_size
@@ -82,6 +85,7 @@ class ByTable:
         return self._next == len(self._table)
 
     def run(self, in_offset: int, out_offset: int) -> Run | None:
+        """Up to the byte that the next expected checkpoint's last bit is in."""
         if self.complete:
             return Run(UNLIMITED, UNLIMITED)
         target = self._table.checkpoint(self._next)
@@ -95,11 +99,12 @@ class ByTable:
         """Nothing to do: runs end by input."""
 
     def is_checkpoint(self, boundary: Checkpoint) -> bool:
+        """Whether ``boundary`` is the next expected checkpoint; ``InvalidZinfo`` when it is past it."""
         target = self._table.checkpoint(self._next)
         if boundary == target:
             self._next += 1
             return True
-        if boundary.in_offset * 8 - boundary.bits < target.in_offset * 8 - target.bits:
+        if boundary.bit_position < target.bit_position:
             return False
         raise self.refusal(
             f"the next one starts at in {boundary.in_offset}, bits {boundary.bits}, out {boundary.out_offset}"

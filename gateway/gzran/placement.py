@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from gateway.errors import InvalidZinfo
+from gateway.errors import InvalidLayer, InvalidZinfo, UsageError
 from gateway.gzran.zinfo import Checkpoint, ZinfoTable
 
 #: More than any stream has left; fits what a C ``unsigned int`` holds.
@@ -41,6 +41,10 @@ class Placement(Protocol):
         """Whether a checkpoint falls here: a block's start, or right behind a member's header."""
         ...
 
+    def oversized(self, found: str) -> UsageError:
+        """The error for a span beyond its cap."""
+        ...
+
 
 class EverySpan:
     """The rule of zran, SOCI and erofs-utils.
@@ -70,6 +74,10 @@ class EverySpan:
         self._limit = boundary.out_offset + self._span_size
         self._near = False
         return True
+
+    def oversized(self, found: str) -> UsageError:
+        """The layer is to blame: one of its deflate blocks is too large, or endless ones are empty."""
+        return InvalidLayer(f"the gzip layer cannot be cut into spans: {found}")
 
 
 class ByTable:
@@ -109,6 +117,10 @@ class ByTable:
         raise self.refusal(
             f"the next one starts at in {boundary.in_offset}, bits {boundary.bits}, out {boundary.out_offset}"
         )
+
+    def oversized(self, found: str) -> UsageError:
+        """The table is to blame."""
+        return InvalidZinfo(f"zinfo checkpoint {max(self._next - 1, 0)} is too early to be the last: {found}")
 
     def refusal(self, found: str) -> InvalidZinfo:
         """The error for the checkpoint that is looked for, telling what was found in its place."""

@@ -33,6 +33,9 @@ ZERO_WINDOW = bytes(WINDOW_BYTES)
 #: Limits on a table that somebody hands in.
 MAX_CHECKPOINTS = 65_536
 MAX_SPAN_BYTES = 64 * 1024 * 1024
+#: A span is fetched in one piece. Incompressible data grows by a thousandth; only endless empty blocks or
+#: members come anywhere near twice the most that a span may hold.
+MAX_SPAN_COMPRESSED_BYTES = 2 * MAX_SPAN_BYTES
 #: Deflate cannot expand further: one bit each for a length and a distance code make 258 bytes.
 MAX_EXPANSION = 1032
 #: ``in`` of the checkpoint that version 1 leaves out, as long as the blob's header is unknown.
@@ -183,6 +186,11 @@ def _check(table: ZinfoTable, blob_size: int | None, max_span_bytes: int) -> Non
         if rule is not None:
             raise InvalidZinfo(f"zinfo checkpoint {index}: {rule}")
         previous = point
+    if blob_size is not None and blob_size - table.in_offsets[-1] > MAX_SPAN_COMPRESSED_BYTES:
+        raise InvalidZinfo(
+            f"zinfo checkpoint {len(table) - 1}: its span takes more than {MAX_SPAN_COMPRESSED_BYTES} "
+            "compressed bytes"
+        )
 
 
 def _broken_alone(point: Checkpoint, blob_size: int | None) -> str | None:
@@ -212,6 +220,8 @@ def _broken_behind(point: Checkpoint, previous: Checkpoint, max_span_bytes: int)
         return f"in {point.in_offset}, bits {point.bits} is no later bit of the blob than the previous one"
     if span_bytes > max_span_bytes:
         return f"the span before it holds {span_bytes} bytes, the most is {max_span_bytes}"
+    if point.in_offset - previous.in_offset > MAX_SPAN_COMPRESSED_BYTES:
+        return f"the span before it takes more than {MAX_SPAN_COMPRESSED_BYTES} compressed bytes"
     return None
 
 

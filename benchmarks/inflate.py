@@ -41,9 +41,14 @@ def _without_site_packages(member):
 
 def index(blob, span_size):
     records = []
-    builder = CheckpointBuilder(
-        span_size, lambda view: None, lambda point, window: records.append(zinfo.record(point, window))
-    )
+
+    def on_output(_view):
+        pass
+
+    def on_checkpoint(point, window):
+        records.append(zinfo.record(point, window))
+
+    builder = CheckpointBuilder(span_size, on_output, on_checkpoint)
     builder.feed(blob)
     totals = builder.finish()
     table = zinfo.parse(zinfo.header(len(records), span_size) + b"".join(records), blob_size=len(blob))

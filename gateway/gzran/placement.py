@@ -50,7 +50,8 @@ class EverySpan:
     """The rule of zran, SOCI and erofs-utils.
 
     The first checkpoint stands right behind the first gzip header; each further one on the first boundary
-    that is more than ``span_size`` bytes of output behind the last.
+    that is more than ``span_size`` bytes of output behind the last. (zran also takes every boundary before
+    the first byte of output, where they are worth nothing; erofs-utils does not.)
     """
 
     def __init__(self, span_size: int) -> None:

@@ -12,6 +12,7 @@ from gateway.gzran.checkpoints import CheckpointBuilder, Totals
 from gateway.gzran.zinfo import Checkpoint
 from tests.support import deflate_reference, zinfo_tables
 from tests.support.gzip_streams import (
+    PATIENT,
     BitWriter,
     deflate,
     gzip_blobs,
@@ -43,7 +44,7 @@ class CountingLibz:
 # Placement
 
 
-@settings(max_examples=120, deadline=None)
+@settings(PATIENT, max_examples=120)
 @given(example=gzip_blobs(), span_size=span_sizes, chunk=st.integers(1, 30_000))
 def test_checkpoints_fall_where_a_decoder_without_zlib_puts_them(example, span_size, chunk):
     blob, plain = example
@@ -55,7 +56,7 @@ def test_checkpoints_fall_where_a_decoder_without_zlib_puts_them(example, span_s
     assert built.totals == Totals(len(blob), len(plain), len(truth.member_starts))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(PATIENT, max_examples=30)
 @given(example=gzip_blobs(), span_size=span_sizes)
 def test_any_cutting_of_the_input_gives_the_same_checkpoints(example, span_size):
     blob, _ = example
@@ -144,7 +145,7 @@ def test_nothing_is_fed_after_the_end():
 # What breaks
 
 
-@settings(max_examples=40, deadline=None)
+@settings(PATIENT, max_examples=40)
 @given(example=gzip_blobs(max_bytes=3000), data=st.data())
 def test_a_truncated_stream_is_refused_or_ends_between_members(example, data):
     blob, plain = example
@@ -264,7 +265,7 @@ def test_empty_blocks_by_the_ten_thousands_cost_no_call_each(monkeypatch, before
 # A table that somebody handed in
 
 
-@settings(max_examples=40, deadline=None)
+@settings(PATIENT, max_examples=40)
 @given(example=gzip_blobs(max_bytes=6000), data=st.data(), chunk=st.integers(1, 20_000))
 def test_any_choice_of_true_boundaries_is_proved(example, data, chunk):
     blob, plain = example
@@ -293,7 +294,7 @@ def test_the_true_window_is_handed_over_for_comparison_not_the_tables():
     assert zinfo_tables.build(blob, expected=lies).windows == truth.windows
 
 
-@settings(max_examples=60, deadline=None)
+@settings(PATIENT, max_examples=60)
 @given(
     field=st.sampled_from(("in", "out", "bits")),
     delta=st.sampled_from((-1, 1, 7, 300)),

@@ -7,14 +7,16 @@ from hypothesis import strategies as st
 
 from gateway.errors import CorruptStream
 from gateway.gzran.gzip import MAX_HEADER_BYTES, gzip_header_length
-from tests.support.gzip_streams import FEXTRA, FNAME, gzip_header, headers
+from tests.support.gzip_streams import FEXTRA, FNAME, PATIENT, gzip_header, headers
 
 
+@PATIENT
 @given(header=headers, rest=st.binary(max_size=50))
 def test_the_length_is_found_whatever_the_optional_fields_are(header, rest):
     assert gzip_header_length(header + rest) == len(header)
 
 
+@PATIENT
 @given(header=headers)
 def test_a_prefix_of_a_header_asks_for_more(header):
     for cut in range(len(header)):

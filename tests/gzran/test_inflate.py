@@ -11,6 +11,7 @@ from gateway.gzran.inflate import _PREFIXES, byte_aligned, inflate_span
 from gateway.gzran.zinfo import ZERO_WINDOW, Checkpoint
 from tests.support import deflate_reference, zinfo_tables
 from tests.support.gzip_streams import (
+    PATIENT,
     BitWriter,
     deflate,
     gzip_blobs,
@@ -38,7 +39,7 @@ def assert_every_span_is_the_truth(blob, plain, table, backend):
 
 
 @both_backends
-@settings(max_examples=80, deadline=None)
+@settings(PATIENT, max_examples=80)
 @given(example=gzip_blobs(), span_size=st.sampled_from((1, 300, 1000, 5000, 1 << 20)))
 def test_every_span_of_every_stream_inflates_to_the_truth(backend, example, span_size):
     blob, plain = example
@@ -47,7 +48,7 @@ def test_every_span_of_every_stream_inflates_to_the_truth(backend, example, span
 
 
 @both_backends
-@settings(max_examples=40, deadline=None)
+@settings(PATIENT, max_examples=40)
 @given(example=gzip_blobs(max_bytes=4000))
 def test_every_block_boundary_of_a_stream_is_a_place_to_start(backend, example):
     blob, plain = example
@@ -167,7 +168,7 @@ def test_a_layer_that_goes_on_behind_the_last_span_is_refused(backend):
 
 
 @both_backends
-@settings(max_examples=60, deadline=None)
+@settings(PATIENT, max_examples=60)
 @given(cut=st.integers(0, END - START - 5))
 def test_a_truncated_span_is_refused(backend, cut):
     """Up to five bytes from its end: the last ones may hold nothing but the end of the block."""
@@ -195,7 +196,7 @@ def test_a_distance_beyond_the_history_of_the_first_span_is_refused(backend):
 
 
 @both_backends
-@settings(max_examples=100, deadline=None)
+@settings(PATIENT, max_examples=100)
 @given(raw=st.binary(max_size=300), bits=st.integers(0, 7), length=st.integers(0, 5000))
 def test_arbitrary_bytes_come_out_at_the_right_length_or_are_refused(backend, raw, bits, length):
     try:

@@ -9,6 +9,7 @@ from gateway.errors import InvalidZinfo
 from gateway.gzran import zinfo
 from gateway.gzran.zinfo import Checkpoint
 from tests.support import zinfo_tables
+from tests.support.gzip_streams import PATIENT
 
 WINDOW = bytes(range(256)) * 128
 START = Checkpoint(10, 0, 0)
@@ -29,6 +30,7 @@ def file_of(*points, version=2, span_size=1 << 20):
     return zinfo_tables.encode(((point, WINDOW) for point in points), span_size, version=version)
 
 
+@PATIENT
 @given(points=point_lists(), span_size=st.integers(0, 2**64 - 1), seed=st.binary(min_size=1, max_size=8))
 def test_what_is_encoded_is_parsed_again(points, span_size, seed):
     window = (seed * zinfo.WINDOW_BYTES)[: zinfo.WINDOW_BYTES]
@@ -41,6 +43,7 @@ def test_what_is_encoded_is_parsed_again(points, span_size, seed):
     assert zinfo.encode(table) == raw
 
 
+@PATIENT
 @given(points=point_lists())
 def test_version_1_is_the_same_table_without_its_first_record(points):
     raw = file_of(*points, version=1)
@@ -167,6 +170,7 @@ def test_equal_out_offsets_are_legal_when_an_empty_member_lies_between():
     assert list(zinfo.parse(file_of(*points))) == points
 
 
+@PATIENT
 @given(raw=st.binary(max_size=64))
 def test_arbitrary_bytes_are_refused_or_read_but_never_crash(raw):
     try:

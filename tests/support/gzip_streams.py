@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import struct
 import zlib
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+
+#: A busy machine is no failure.
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 FHCRC, FEXTRA, FNAME, FCOMMENT = 2, 4, 8, 16
 
@@ -49,6 +54,7 @@ def members(data, size, **how):
     return b"".join(member(data[i : i + size], **how) for i in range(0, len(data), size))
 
 
+@functools.cache
 def text(length, seed=0):
     """Half compressible bytes, the same for the same seed."""
     source = random.Random(seed)

@@ -64,6 +64,17 @@ def test_any_cutting_of_the_input_gives_the_same_checkpoints(example, span_size)
     assert all(zinfo_tables.build(blob, span_size, chunk=chunk) == whole for chunk in (1, 2, 3, 1000))
 
 
+@settings(PATIENT, max_examples=60)
+@given(example=gzip_blobs(), span_size=span_sizes, output_bytes=st.integers(1, 60_000))
+def test_the_size_of_the_output_buffer_changes_nothing(example, span_size, output_bytes):
+    blob, _ = example
+    whole = zinfo_tables.build(blob, span_size)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "_OUTPUT_BYTES", output_bytes)
+        assert zinfo_tables.build(blob, span_size) == whole
+        assert zinfo_tables.build(blob, chunk=700, expected=whole.table()) == whole
+
+
 @pytest.mark.parametrize("span_size", [40_000, 65_536, 262_144])
 @pytest.mark.parametrize("size", [65_536, 1 << 20])
 def test_members_of_usual_sizes_get_checkpoints_by_distance_not_one_each(size, span_size):

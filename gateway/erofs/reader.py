@@ -103,7 +103,9 @@ class Image:
         # Chunk-based inodes need no feature bit: mkfs.erofs 1.8 leaves it out in tar mode, the kernel does not ask.
         if form & 1:
             raw += self.read(at + len(raw), EXTENDED_INODE.size - len(raw))
-            _, count, mode, _, size, address, _, uid, gid, mtime, nanoseconds, links = EXTENDED_INODE.unpack(raw)
+            _, count, mode, _, size, address, _, uid, gid, mtime, nanoseconds, links = EXTENDED_INODE.unpack(
+                raw
+            )
         else:
             _, count, mode, links, size, delta, address, _, uid, gid, _ = COMPACT_INODE.unpack(raw)
             mtime, nanoseconds = superblock.epoch + delta, superblock.epoch_nanoseconds
@@ -164,11 +166,15 @@ class Image:
                 yield offset, length, None
                 continue
             if device > len(devices):
-                raise InvalidMetadata(f"EROFS inode {inode.nid}: chunk {number} is in device {device}, which is none")
+                raise InvalidMetadata(
+                    f"EROFS inode {inode.nid}: chunk {number} is in device {device}, which is none"
+                )
             if device:
                 slot = devices[device - 1]
                 if block + -(-length // block_size) > slot.blocks:
-                    raise InvalidMetadata(f"EROFS inode {inode.nid}: chunk {number} ends outside of its device")
+                    raise InvalidMetadata(
+                        f"EROFS inode {inode.nid}: chunk {number} ends outside of its device"
+                    )
                 block += slot.uniaddr
             yield offset, length, block * block_size
 
@@ -256,4 +262,3 @@ def parse_block(block: bytes, nid: int) -> Iterator[tuple[bytes, int, int]]:
         if not begin < position <= len(block):
             raise InvalidMetadata(f"{where} with a name of {position - begin} bytes")
         yield block[begin:position], child, kind
-

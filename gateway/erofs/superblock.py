@@ -112,7 +112,9 @@ def parse(buffer: bytes | bytearray | memoryview, device_size: int | None = None
     if block_bits not in _BLOCK_BITS:
         raise InvalidMetadata(f"EROFS superblock: blocks of 2^{block_bits} bytes (512 to 4096 are read)")
     if incompat & ~_INCOMPAT:
-        raise InvalidMetadata(f"EROFS superblock: incompatible features {incompat & ~_INCOMPAT:#x} are not known here")
+        raise InvalidMetadata(
+            f"EROFS superblock: incompatible features {incompat & ~_INCOMPAT:#x} are not known here"
+        )
     if algorithms or directory_bits:
         raise InvalidMetadata("EROFS superblock: compression or multi-block directories are not known here")
     block_size = 1 << block_bits
@@ -121,7 +123,9 @@ def parse(buffer: bytes | bytearray | memoryview, device_size: int | None = None
             raise InvalidMetadata("EROFS superblock: the metadata ends inside of its block")
         actual = superblock_checksum(buffer, block_size)
         if actual != checksum:
-            raise InvalidMetadata(f"EROFS superblock: checksum is {checksum:#010x}, its bytes give {actual:#010x}")
+            raise InvalidMetadata(
+                f"EROFS superblock: checksum is {checksum:#010x}, its bytes give {actual:#010x}"
+            )
     if epoch_nanoseconds >= 1_000_000_000:  # noqa: PLR2004 - nanoseconds of a second
         raise InvalidMetadata(f"EROFS superblock: {epoch_nanoseconds} nanoseconds in a second")
     if device_count and not incompat & INCOMPAT_DEVICE_TABLE:
@@ -151,7 +155,9 @@ def _device_table(
     if count and start < SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE:
         raise InvalidMetadata(f"EROFS device table: at byte {start}, inside of the superblock")
     if start + count * DEVICE_SLOT.size > len(buffer):
-        raise InvalidMetadata(f"EROFS device table: {count} slots at byte {start} reach past the metadata's end")
+        raise InvalidMetadata(
+            f"EROFS device table: {count} slots at byte {start} reach past the metadata's end"
+        )
     slots = []
     for index in range(count):
         try:
@@ -180,6 +186,10 @@ def _check_regions(superblock: Superblock, metadata_size: int, device_size: int 
             raise InvalidMetadata(f"{where} overlaps the {metadata_size} bytes of metadata")
         end = slot.uniaddr + slot.blocks
     if device_size is not None and end * block_size > device_size:
-        raise InvalidMetadata(f"EROFS superblock: {end} blocks of {block_size} in a device of {device_size} bytes")
+        raise InvalidMetadata(
+            f"EROFS superblock: {end} blocks of {block_size} in a device of {device_size} bytes"
+        )
     if superblock.inode_offset(superblock.root_nid) + INODE_ALIGN > (device_size or end * block_size):
-        raise InvalidMetadata(f"EROFS superblock: root inode {superblock.root_nid} lies outside of the device")
+        raise InvalidMetadata(
+            f"EROFS superblock: root inode {superblock.root_nid} lies outside of the device"
+        )

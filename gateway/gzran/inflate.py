@@ -60,7 +60,7 @@ def inflate_tail(
     max_length: int,
     *,
     first: bool = False,
-    backend: Backend = igzip,
+    backend: Backend = DEFAULT,
 ) -> bytes:
     """Inflate from a checkpoint to the end of the blob, whose length nobody knows yet.
 

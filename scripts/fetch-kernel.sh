@@ -18,13 +18,9 @@ folder=$(cd "$folder" && pwd)
 [ "${ID:-}" = debian ] || die "the guest's kernel is Debian's, and this system is not Debian"
 suite=$VERSION_CODENAME
 [ "$suite" != bookworm ] || suite=bookworm-backports
-mirror=$(
-  # Either file may be missing.
-  { cat /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null || true; } |
-    awk '$1 == "URIs:" { print $2; exit }
-         $1 == "deb" { for (i = 2; i <= NF; i++) if ($i ~ /:\/\//) { print $i; exit } }'
-)
-[ -n "$mirror" ] || die "no Debian mirror in apt's sources"
+# shellcheck disable=SC2016 # apt's own field, not the shell's
+mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' "Release: $VERSION_CODENAME" | sed -n 1p)
+[ -n "$mirror" ] || die "apt's sources name no mirror of $VERSION_CODENAME"
 
 # An apt of its own: the machine's sources and lists stay as they are.
 mkdir -p "$folder/apt/lists/partial" "$folder/apt/cache/archives/partial"

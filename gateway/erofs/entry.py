@@ -23,9 +23,9 @@ class Entry(NamedTuple):
     """A tar member with all extensions applied.
 
     ``path`` and ``target`` are the tar's own bytes, not normalised. ``kind`` is one of ``stat.S_IF*`` or
-    ``HARD_LINK``; ``permissions`` the lower twelve bits of the mode. ``offset`` is where the payload starts in the
-    decompressed tar (a multiple of 512) and ``size`` its bytes; both are 0 unless the member is a regular file.
-    ``xattrs`` are (full name, value) pairs, sorted by name.
+    ``HARD_LINK``; ``permissions`` the lower twelve bits of the mode. ``offset`` is where the payload starts
+    in the decompressed tar (a multiple of 512) and ``size`` its bytes; both are 0 unless the member is a
+    regular file. ``xattrs`` are (full name, value) pairs, sorted by name.
     """
 
     path: bytes

@@ -1,13 +1,13 @@
 """Layers applied to each other: what an unpacker would have on disk after the last one, held in memory.
 
-Layers come base first. ``.wh.NAME`` removes NAME and ``.wh..wh..opq`` empties its directory, both of what *lower*
-layers put there, wherever in its own layer the whiteout stands (OCI image-spec, layer.md, "Whiteouts"). A
-directory over a directory keeps the children and takes the new attributes; anything else replaces. Hard links
-share an inode, also across layers.
+Layers come base first. ``.wh.NAME`` removes NAME and ``.wh..wh..opq`` empties its directory, both of what
+*lower* layers put there, wherever in its own layer the whiteout stands (OCI image-spec, layer.md,
+"Whiteouts"). A directory over a directory keeps the children and takes the new attributes; anything else
+replaces. Hard links share an inode, also across layers.
 
-Names are resolved inside of the image's root: entry names are cleaned lexically first (``a/../b`` is ``b``, a leading
-``/`` or ``..`` goes nowhere), then their parents are followed like in a chroot, symbolic links included. Nothing can
-point out of the tree, for there is nothing outside of it.
+Names are resolved inside of the image's root: entry names are cleaned lexically first (``a/../b`` is ``b``, a
+leading ``/`` or ``..`` goes nowhere), then their parents are followed like in a chroot, symbolic links
+included. Nothing can point out of the tree, for there is nothing outside of it.
 
 About 0.5 KB of memory a file. Nothing here recurses, so depth is bounded by memory alone.
 """
@@ -20,6 +20,7 @@ from typing import Final
 
 from gateway.erofs.entry import HARD_LINK, Entry, shown
 from gateway.erofs.ondisk import NAME_MAX, encode_rdev
+from gateway.erofs.xattrs import Xattrs
 from gateway.errors import InvalidLayer
 
 WHITEOUT: Final = b".wh."
@@ -28,13 +29,12 @@ _AUFS: Final = b".wh..wh."
 MAX_LINKS: Final = 40
 """Symbolic links followed for one name, as in Linux."""
 
-Xattrs = tuple[tuple[bytes, bytes], ...]
-
 
 class Inode:
-    """Everything but a directory. ``layer`` and ``offset`` say in which tar and where the payload starts (bytes).
+    """Everything but a directory.
 
-    ``target`` is a symbolic link's; ``rdev`` the encoded device number. ``nid``, ``links``: the writer's.
+    ``layer`` and ``offset`` say in which tar and at which byte of it the payload starts. ``target`` is a
+    symbolic link's; ``rdev`` the encoded device number. ``nid``, ``links``: the writer's.
     """
 
     __slots__ = (
@@ -70,7 +70,7 @@ class Inode:
 
 
 class Directory:
-    """A directory: its attributes and its children by name.
+    """A directory: its attributes and its children by name. The root (``parent`` None) is its own parent.
 
     ``fresh`` are the names that the layer ``fresh_layer`` put here (True) or only reached through (False):
     whiteouts of that layer do not remove them.
@@ -93,7 +93,7 @@ class Directory:
 
     def __init__(self, parent: Directory | None) -> None:
         self.take_attributes(_MADE)
-        self.parent = parent
+        self.parent = self if parent is None else parent
         self.children: dict[bytes, Inode | Directory] = {}
         self.fresh: dict[bytes, bool] = {}
         self.fresh_layer = -1
@@ -146,7 +146,6 @@ class Tree:
 
     def __init__(self) -> None:
         self.root = Directory(None)
-        self.root.parent = self.root
         self._layer = 0
         # Members of one directory mostly follow each other: the last parent, while nothing was replaced.
         self._last_path: bytes | None = None
@@ -260,52 +259,55 @@ class Tree:
 
     def _descend(self, path: bytes) -> Directory:
         """The directory at ``path``; what is missing of it is made."""
-        found = self._resolve(_clean(path), make=True)
-        if found is None:
-            raise _RefusedError("its parent is not a directory")
-        return found
+        return self._resolve(_clean(path), make=True) or self.root
 
     def _find(self, parts: list[bytes]) -> Directory | None:
         """The directory at ``parts``, or None."""
         return self._resolve(parts, make=False)
 
     def _resolve(self, parts: list[bytes], *, make: bool) -> Directory | None:
+        """Follow ``parts`` like a chroot would. What is missing is made, or else the result is None."""
         current = self.root
         pending = parts[::-1]
         links = 0
         while pending:
             name = pending.pop()
-            if name in (b"", b"."):
-                continue
             if name == b"..":
-                current = current.parent or self.root
+                current = current.parent
+            if name in (b"", b".", b".."):
                 continue
             child = current.children.get(name)
-            if child is None:
-                if not make:
-                    return None
+            if child is None and make:
                 if pending and pending[-1] == b"..":
-                    pending.pop()  # through a missing directory and back
+                    pending.pop()  # a link's way through a missing directory and back again
                     continue
-                if len(name) > NAME_MAX:
-                    raise _RefusedError(f"a directory name of {len(name)} bytes (at most {NAME_MAX})")
-                child = current.children[name] = Directory(current)
+                child = _make(current, name)
             if isinstance(child, Directory):
                 if make:
                     current.touch(name, self._layer, declared=False)
                 current = child
-            elif stat.S_ISLNK(child.mode):
+            elif child is not None and stat.S_ISLNK(child.mode):
                 links += 1
-                if links > MAX_LINKS:
-                    raise _RefusedError(f"more than {MAX_LINKS} symbolic links on the way to its parent")
-                if child.target.startswith(b"/"):
-                    current = self.root
+                current = self._follow(current, child.target, links)
                 pending += child.target.split(b"/")[::-1]
             elif make:
                 raise _RefusedError(f"its parent {shown(name)} is not a directory")
             else:
                 return None
         return current
+
+    def _follow(self, current: Directory, target: bytes, links: int) -> Directory:
+        """Where a symbolic link's target starts."""
+        if links > MAX_LINKS:
+            raise _RefusedError(f"more than {MAX_LINKS} symbolic links on the way to its parent")
+        return self.root if target.startswith(b"/") else current
+
+
+def _make(parent: Directory, name: bytes) -> Directory:
+    if len(name) > NAME_MAX:
+        raise _RefusedError(f"a directory name of {len(name)} bytes (at most {NAME_MAX})")
+    made = parent.children[name] = Directory(parent)
+    return made
 
 
 def _clean(path: bytes) -> list[bytes]:

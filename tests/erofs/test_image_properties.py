@@ -19,10 +19,14 @@ from tests.support.unpacked import Member, Unpackable, pack, unpack
 NAMES = st.sampled_from([b"a", b"b", b"c", b"-x", b"\xc3\xa9", b"\xff\xfe.bin", b"n" * 200, b".hidden", b"A"])
 PATHS = st.lists(NAMES, min_size=1, max_size=3).map(b"/".join)
 IDS = st.sampled_from([0, 1000, 65535, 65536, 3_000_000])
-TIMES = st.sampled_from([0, 1_700_000_000 * 10**9, 1_700_000_000 * 10**9 + 123_456_789, -1_500_000_000, 2**33 * 10**9])
+TIMES = st.sampled_from(
+    [0, 1_700_000_000 * 10**9, 1_700_000_000 * 10**9 + 123_456_789, -1_500_000_000, 2**33 * 10**9]
+)
 SIZES = st.sampled_from([0, 1, 511, 512, 513, 4095, 4096, 4097])
 XATTRS = st.dictionaries(
-    st.sampled_from([b"user.a", b"user.long", b"security.capability", b"trusted.t", b"system.posix_acl_access"]),
+    st.sampled_from(
+        [b"user.a", b"user.long", b"security.capability", b"trusted.t", b"system.posix_acl_access"]
+    ),
     st.sampled_from([b"", b"1", b"\x01\x00\x00\x02\xff", b"v" * 600]),
     max_size=2,
 )
@@ -43,7 +47,12 @@ def members(draw) -> Member:
     prefix = head + b"/" if head else b""
     match kind:
         case "file":
-            return Member(path, stat.S_IFREG, content=draw(st.binary(min_size=1, max_size=4)) * draw(SIZES), **attributes)
+            return Member(
+                path,
+                stat.S_IFREG,
+                content=draw(st.binary(min_size=1, max_size=4)) * draw(SIZES),
+                **attributes,
+            )
         case "dir":
             return Member(path, stat.S_IFDIR, **attributes)
         case "link":
@@ -79,7 +88,9 @@ def parents_are_directories(layer: list[Member]) -> bool:
 
 
 @given(LAYERS)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+)
 def test_a_stack_of_layers_reads_back_as_an_unpacker_would_have_left_it(layers):
     layers = [whiteouts_first(layer) for layer in layers]
     assume(parents_are_directories([member for layer in layers for member in layer]))
@@ -107,7 +118,9 @@ def test_a_stack_of_layers_reads_back_as_an_unpacker_would_have_left_it(layers):
 
 
 @given(LAYERS, st.randoms(use_true_random=False))
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+)
 def test_a_whiteout_means_the_same_wherever_it_stands_in_its_layer(layers, random):
     assume(parents_are_directories([member for layer in layers for member in layer]))
     first = [whiteouts_first(layer) for layer in layers]

@@ -65,7 +65,12 @@ def base_layer() -> list[Member]:
         Member(
             b"attributes",
             content=b"xattr",
-            xattrs={b"user.one": b"1", b"user.empty": b"", b"trusted.two": b"\x00\xff", b"user.big": b"B" * 1500},
+            xattrs={
+                b"user.one": b"1",
+                b"user.empty": b"",
+                b"trusted.two": b"\x00\xff",
+                b"user.big": b"B" * 1500,
+            },
         ),
         Member(b"attributed-dir/", DIR, 0o755, xattrs={b"user.dir": b"yes" * 150}),
         Member(b"attributed-link", LNK, 0o777, target=b"w" * 100, xattrs={b"trusted.link": b"L" * 450}),
@@ -79,7 +84,10 @@ def base_layer() -> list[Member]:
         Member(b"file-to-dir", content=b"f"),
         Member(b"dir-to-file/x", content=b"x"),
     ]
-    members += [Member(b"sizes/%d" % size, content=os.urandom(size)) for size in (0, 1, 511, 512, 513, 4095, 4096, 4097)]
+    members += [
+        Member(b"sizes/%d" % size, content=os.urandom(size))
+        for size in (0, 1, 511, 512, 513, 4095, 4096, 4097)
+    ]
     members += [Member(b"many/%04d-%s" % (n, b"z" * (n % 60)), content=b"%d" % n) for n in range(400)]
     return members
 
@@ -145,7 +153,9 @@ def describe(root: Path, made: set[str]) -> dict[str, tuple]:
                 info.st_nlink,
                 info.st_size if kind != stat.S_IFDIR else None,
                 info.st_rdev if kind in (CHR, BLK) else None,
-                hashlib.sha256(Path(os.fsdecode(path)).read_bytes()).hexdigest() if kind == stat.S_IFREG else None,
+                hashlib.sha256(Path(os.fsdecode(path)).read_bytes()).hexdigest()
+                if kind == stat.S_IFREG
+                else None,
                 os.readlink(path) if kind == stat.S_IFLNK else None,
                 {name: os.getxattr(path, name, follow_symlinks=False) for name in names},
             )
@@ -250,7 +260,10 @@ def test_fsck_and_dump_of_erofs_utils_accept_a_device(tmp_path):
     image.write_bytes(device)
     out = tmp_path / "extracted"
     checked = subprocess.run(
-        [fetched / "fsck.erofs", f"--extract={out}", "--preserve", image], capture_output=True, text=True, timeout=60
+        [fetched / "fsck.erofs", f"--extract={out}", "--preserve", image],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert (out / "etc/passwd-hard").read_bytes() == b"root\n"

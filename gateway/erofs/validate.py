@@ -135,11 +135,11 @@ class _Walk:
                 raise InvalidMetadata(f"{where} only regular files are chunk-based")
             if not inode.size:
                 raise InvalidMetadata(f"{where} an empty directory or symbolic link")
-        if kind == stat.S_IFLNK:
-            self.image.target(inode)
         for offset, length, place in self.image.extents(inode):
             if place is not None and place + length > limit:
                 raise InvalidMetadata(f"{where} its bytes {offset}+{length} lie outside of the device")
+        if kind == stat.S_IFLNK and b"\0" in self.image.target(inode):
+            raise InvalidMetadata(f"{where} a symbolic link with a NUL byte in its target")
 
     def _xattrs(self, inode: Inode) -> None:
         if not inode.xattr_bytes:

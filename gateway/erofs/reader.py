@@ -37,6 +37,7 @@ DIRECTORY_MAX: Final = 1 << 30
 """Bytes of one directory that are read: some twenty million names."""
 
 _HEAD: Final = 8192
+_WALK_PATH_MAX: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,12 +220,18 @@ class Image:
         return inode
 
     def walk(self) -> Iterator[tuple[bytes, Inode]]:
-        """Every path (without a leading slash; the root is empty) with its inode, parents first."""
+        """Every path (without a leading slash; the root is empty) with its inode, parents first.
+
+        Paths of more than 64 KiB are refused: no layer has such, and their sum grows with the square of the
+        depth.
+        """
         root = self.inode(self.superblock.root_nid)
         seen = {root.nid}
         pending = [(b"", root)]
         while pending:
             path, inode = pending.pop()
+            if len(path) > _WALK_PATH_MAX:
+                raise InvalidMetadata(f"EROFS inode {inode.nid}: a path of {len(path)} bytes")
             yield path, inode
             if not inode.is_directory:
                 continue

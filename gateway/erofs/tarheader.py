@@ -7,6 +7,7 @@ member.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 HEADER: Final = 512
@@ -23,8 +24,12 @@ def cut(field: bytes) -> bytes:
     return field if end < 0 else field[:end]
 
 
+@lru_cache(maxsize=4096)
 def number(field: bytes) -> int:
-    """An octal or base-256 field. Spaces and NULs around octal digits mean nothing; an empty field is 0."""
+    """An octal or base-256 field. Spaces and NULs around octal digits mean nothing; an empty field is 0.
+
+    Modes, owners and times repeat from member to member, hence the cache.
+    """
     if field[0] & _BASE_256:
         # The first bit is the marker, the second the sign of a two's complement number.
         if field[0] & _BASE_256_NEGATIVE:

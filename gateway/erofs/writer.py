@@ -35,7 +35,7 @@ from gateway.erofs.ondisk import (
     SUPERBLOCK_OFFSET,
     superblock_checksum,
 )
-from gateway.erofs.tree import Directory, Tree
+from gateway.erofs.tree import MEMORY_LIMIT, Directory, Tree
 from gateway.errors import InvalidLayer
 
 _U64: Final = 1 << 64
@@ -70,12 +70,13 @@ class Metadata:
     block_size: int = BLOCK
 
 
-def build(layers: Sequence[LayerToc]) -> Metadata:
+def build(layers: Sequence[LayerToc], *, memory_limit_bytes: int = MEMORY_LIMIT) -> Metadata:
     """Apply ``layers``, base first, and write their metadata.
 
-    Raises ``InvalidLayer`` for what cannot be applied or represented, naming the layer and the entry.
+    Memory is about half a kilobyte a file and bounded by ``memory_limit_bytes`` (the result aside). Raises
+    ``InvalidLayer`` for what cannot be applied or represented, naming the layer and the entry.
     """
-    tree = Tree()
+    tree = Tree(memory_limit_bytes)
     for index, layer in enumerate(layers):
         tree.apply(index, layer.entries)
     return write(tree, [layer.tar_size for layer in layers])

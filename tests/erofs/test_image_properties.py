@@ -14,7 +14,7 @@ from gateway.erofs.validate import validate
 from gateway.errors import InvalidLayer
 from tests.support.erofsimage import device_of, expected, metadata_of, seen, toc_of
 from tests.support.erofsreader import read_tree
-from tests.support.unpacked import Member, Unpackable, pack, unpack
+from tests.support.unpacked import Member, UnpackError, pack, unpack
 
 NAMES = st.sampled_from([b"a", b"b", b"c", b"-x", b"\xc3\xa9", b"\xff\xfe.bin", b"n" * 200, b".hidden", b"A"])
 PATHS = st.lists(NAMES, min_size=1, max_size=3).map(b"/".join)
@@ -33,7 +33,7 @@ XATTRS = st.dictionaries(
 
 
 @st.composite
-def members(draw) -> Member:
+def members(draw) -> Member:  # noqa: PLR0911
     path = draw(PATHS)
     kind = draw(st.sampled_from(["file", "file", "dir", "dir", "link", "hard", "node", "whiteout", "opaque"]))
     attributes = {
@@ -97,9 +97,9 @@ def test_a_stack_of_layers_reads_back_as_an_unpacker_would_have_left_it(layers):
     tars = [pack(layer) for layer in layers]
     try:
         wanted = unpack(layers)
-    except Unpackable:
+    except UnpackError:
         event("refused")
-        with pytest.raises(InvalidLayer, match="layer .*, entry"):
+        with pytest.raises(InvalidLayer, match=r"layer .*, entry"):
             device_of(tars)
         return
     event("unpacked")

@@ -128,6 +128,11 @@ def test_hard_links_share_an_inode_across_layers():
     assert found.root.children[b"x"].layer == 1
 
 
+def test_a_hard_link_may_be_told_twice():
+    found = tree([file(b"x"), hard(b"y", b"x"), hard(b"y", b"x")])
+    assert found.root.children[b"x"] is found.root.children[b"y"]
+
+
 def test_a_hard_link_to_a_symbolic_link_is_one():
     found = tree([symlink(b"s", b"nowhere"), hard(b"h", b"s")])
     assert found.root.children[b"h"] is found.root.children[b"s"]
@@ -163,9 +168,35 @@ def test_bookkeeping_of_aufs_is_left_out():
     ) == [b"/a"]
 
 
+def test_repeated_opaque_whiteouts_cost_one_pass(monkeypatch):
+    calls = []
+    keep = Directory.keep_fresh
+    monkeypatch.setattr(Directory, "keep_fresh", lambda *arguments: (calls.append(1), keep(*arguments))[1])
+    files = [file(b"a/b/%d" % n) for n in range(200)]
+    opaques = [file(path) for path in (b"a/b/.wh..wh..opq", b"a/.wh..wh..opq", b".wh..wh..opq")] * 50
+    assert len(paths(tree([file(b"a/b/old")], [*files, *opaques]))) == 202
+    assert len(calls) < 210
+
+
+def test_what_the_tree_may_hold_is_bounded():
+    found = Tree(memory_limit_bytes=100_000)
+    with pytest.raises(InvalidLayer, match="'a/b/999x': the image's files take more than 0 MiB"):
+        found.apply(0, [file(b"a/b/%dx" % n) for n in (*range(100), *[999] * 200)])
+    deep = Tree(memory_limit_bytes=100_000)
+    with pytest.raises(InvalidLayer, match="of memory"):
+        deep.apply(0, [file(b"d/" * 1000 + b"x")])
+    attributes = Tree(memory_limit_bytes=100_000)
+    with pytest.raises(InvalidLayer, match="of memory"):
+        attributes.apply(0, [file(b"x")._replace(xattrs=((b"user.x", b"v" * 60_000),))] * 2)
+
+
 LOOP = [symlink(b"l", b"m"), symlink(b"m", b"l")]
 REFUSED = {
     "loop of links": ([*LOOP, file(b"l/x")], f"more than {MAX_LINKS} symbolic links"),
+    "long links": (
+        [*(symlink(b"l%d" % n, b"./" * 1000 + b"l%d" % (n + 1)) for n in range(6)), file(b"l0/x")],
+        "symbolic links, or long ones",
+    ),
     "link to itself": ([symlink(b"l", b"l/l/l"), file(b"l/x")], "symbolic links"),
     "file as parent": ([file(b"f"), file(b"f/x")], "its parent 'f' is not a directory"),
     "hard link to nothing": ([hard(b"h", b"x")], "a hard link to 'x', which does not exist"),

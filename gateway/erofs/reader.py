@@ -23,11 +23,13 @@ from gateway.erofs.ondisk import (
     FLAT_INLINE,
     FLAT_PLAIN,
     NO_BLOCK,
+    SUPERBLOCK_OFFSET,
+    SUPERBLOCK_SIZE,
     TARGET_MAX,
     XATTR_HEADER,
     decode_rdev,
 )
-from gateway.erofs.superblock import Superblock, parse
+from gateway.erofs.superblock import Superblock, head_size, parse
 from gateway.errors import InvalidMetadata
 
 ReadAt = Callable[[int, int], bytes | bytearray | memoryview]
@@ -36,7 +38,6 @@ ReadAt = Callable[[int, int], bytes | bytearray | memoryview]
 DIRECTORY_MAX: Final = 1 << 30
 """Bytes of one directory that are read: some twenty million names."""
 
-_HEAD: Final = 8192
 _WALK_PATH_MAX: Final = 1 << 16
 
 
@@ -83,7 +84,7 @@ class Image:
         else:
             view = memoryview(read)
             self._read = lambda offset, length: view[offset : offset + length]
-        head = self._read(0, _HEAD)
+        head = self._read(0, head_size(self._read(0, SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE)))
         self.superblock: Superblock = parse(head, device_size)
 
     def read(self, offset: int, length: int) -> bytes:

@@ -29,6 +29,7 @@ from gateway.errors import InvalidMetadata
 
 _INCOMPAT: Final = INCOMPAT_ZERO_PADDING | INCOMPAT_CHUNKED_FILE | INCOMPAT_DEVICE_TABLE
 _BLOCK_BITS: Final = range(9, 13)
+_FIRST_BLOCKS: Final = 4096
 
 Buffer = bytes | bytearray | memoryview
 
@@ -77,6 +78,16 @@ class Superblock:
     def inode_offset(self, nid: int) -> int:
         """Where the inode ``nid`` lies, in bytes."""
         return self.meta_block * self.block_size + nid * INODE_ALIGN
+
+
+def head_size(start: Buffer) -> int:
+    """How many bytes from the image's start ``parse`` needs, told by its first 1,152 bytes: 17 MB at most."""
+    if len(start) < SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE:
+        raise InvalidMetadata(f"EROFS superblock: {len(start)} bytes cannot hold one")
+    fields = SUPERBLOCK.unpack_from(start, SUPERBLOCK_OFFSET)
+    device_count: int = fields[-4]
+    table_slot: int = fields[-3]
+    return max(_FIRST_BLOCKS, (table_slot + device_count) * DEVICE_SLOT.size)
 
 
 def parse(buffer: Buffer, device_size: int | None = None) -> Superblock:
@@ -139,7 +150,7 @@ def parse(buffer: Buffer, device_size: int | None = None) -> Superblock:
         incompat,
         _device_table(buffer, device_count, table_slot),
     )
-    _check_regions(superblock, len(buffer), device_size)
+    _check_regions(superblock, device_size)
     return superblock
 
 
@@ -169,7 +180,7 @@ def _device_table(buffer: Buffer, count: int, table_slot: int) -> tuple[DeviceSl
     return tuple(slots)
 
 
-def _check_regions(superblock: Superblock, metadata_size: int, device_size: int | None) -> None:
+def _check_regions(superblock: Superblock, device_size: int | None) -> None:
     """Metadata first, then the devices in any order: nothing overlaps, nothing reaches past the end."""
     block_size = superblock.block_size
     end = superblock.blocks
@@ -181,8 +192,6 @@ def _check_regions(superblock: Superblock, metadata_size: int, device_size: int 
             raise InvalidMetadata(f"{where} is empty")
         if slot.uniaddr < end:
             raise InvalidMetadata(f"{where} overlaps what lies before block {end}")
-        if slot.uniaddr * block_size < metadata_size:
-            raise InvalidMetadata(f"{where} overlaps the {metadata_size} bytes of metadata")
         end = slot.uniaddr + slot.blocks
     if device_size is not None and end * block_size > device_size:
         raise InvalidMetadata(

@@ -22,7 +22,10 @@ from gateway.erofs.tarheader import HEADER
 from gateway.errors import InvalidLayer
 
 RECORD_LIMIT: Final = 1 << 20
-"""Bytes of one long name or PAX header, and of all global PAX records together."""
+"""Bytes of one long name or PAX header."""
+
+GLOBAL_LIMIT: Final = 1 << 16
+"""Bytes of all global PAX records together: they are looked at again for each member."""
 
 _RECORDS: Final = frozenset((b"L", b"K", b"x", b"g"))
 _ZERO_BLOCK: Final = bytes(HEADER)
@@ -160,8 +163,8 @@ class TarWalker:
                 self._local = tarheader.pax_records(payload)
             else:
                 self._global |= tarheader.pax_records(payload)
-                if sum(len(key) + len(value) for key, value in self._global.items()) > RECORD_LIMIT:
-                    raise ValueError(f"global headers of more than {RECORD_LIMIT} bytes")
+                if sum(len(key) + len(value) for key, value in self._global.items()) > GLOBAL_LIMIT:
+                    raise ValueError(f"global headers of more than {GLOBAL_LIMIT} bytes")
         except ValueError as error:
             raise self._refuse(str(error)) from error
 

@@ -126,6 +126,28 @@ def test_a_broken_superblock_is_refused_by_rule(case):
         validate(image, SIZE)
 
 
+def test_metadata_longer_than_its_place_is_refused():
+    image = with_slots((SIZE // 512, END))
+    size = END * 512 + SIZE
+    assert validate(image, size).devices
+    with pytest.raises(InvalidMetadata, match=r"overlaps the [0-9]+ bytes of metadata"):
+        validate(image + bytes(512), size)
+
+
+def test_a_table_of_two_hundred_devices_is_found_wherever_it_lies():
+    image = bytearray(BUILT.data) + bytes(200 * 128)
+    table = len(BUILT.data) // 128
+    image[1060:1064] = u32(len(image) // 512)
+    image[1104:1108] = u32(8)
+    image[1110:1114] = u16(200) + u16(table)
+    for index in range(200):
+        place = (table + index) * 128
+        ondisk.DEVICE_SLOT.pack_into(image, place, b"%d" % index, 10, len(image) // 512 + 10 * index, 0, 0)
+    devices = Image(reseal(image)).superblock.devices
+    assert [slot.tag for slot in devices] == [b"%d" % index for index in range(200)]
+    assert parse(image).devices == devices
+
+
 def place(path: bytes) -> int:
     """Byte of the inode at ``path`` in the built metadata."""
     inode = Image(BUILT.data).lookup(path)
@@ -237,44 +259,86 @@ def test_lookup_finds_what_is_there_and_nothing_else():
     assert image.target(link) == b"d/file"
 
 
-@pytest.mark.real
-def test_metadata_of_mkfs_erofs_is_placed_by_its_device_table_and_reads_the_same(tmp_path):
-    """mkfs.erofs --tar=i writes chunk-based inodes and a device table; both readers see the same files as in ours."""
-    mkfs = Path(os.environ.get("EROFS_UTILS", ".test-cache/erofs-utils")) / "bin" / "mkfs.erofs"
-    if not mkfs.exists():
+@pytest.fixture
+def mkfs():
+    """Recent mkfs.erofs, as a function that runs it."""
+    program = Path(os.environ.get("EROFS_UTILS", ".test-cache/erofs-utils")) / "bin" / "mkfs.erofs"
+    if not program.exists():
         pytest.skip("erofs-utils >= 1.7 is missing: scripts/fetch-erofs-utils.sh .test-cache/erofs-utils")
+
+    def run(*arguments: object) -> None:
+        made = subprocess.run(
+            [program, *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert made.returncode == 0, made.stderr
+
+    return run
+
+
+def placed(metadata: bytes, tars: list[bytes]) -> bytes:
+    """The device: metadata, and of each tar as much as its slot says where it says."""
+    superblock = parse(metadata)
+    device = bytearray(superblock.device_size)
+    device[: len(metadata)] = metadata
+    for slot, tar in zip(superblock.devices, tars, strict=True):
+        assert slot.blocks * 512 <= len(tar)
+        device[slot.uniaddr * 512 : (slot.uniaddr + slot.blocks) * 512] = tar[: slot.blocks * 512]
+    return bytes(device)
+
+
+def both_readers(device: bytes, made_by_mkfs: set[bytes]) -> dict[bytes, tuple]:
+    """What the independent reader sees; the package's reader sees the same contents.
+
+    mkfs.erofs gives ``made_by_mkfs``, directories without an entry of their own, the time of the build.
+    """
+    tree = read_tree(lambda offset, length: device[offset : offset + length])
+    image = Image(device)
+    assert {path: image.content(inode) for path, inode in image.walk() if stat.S_ISREG(inode.mode)} == {
+        path: node.content() for path, node in tree.items() if stat.S_ISREG(node.mode)
+    }
+    return {path: attributes for path, attributes in seen(tree).items() if path not in made_by_mkfs}
+
+
+@pytest.mark.real
+def test_metadata_of_mkfs_erofs_is_placed_by_its_device_table_and_reads_the_same(tmp_path, mkfs):
+    """mkfs.erofs --tar=i writes chunk-based inodes and a device table; the files are the same as in ours."""
     layer = [member for member in LAYER if not member.xattrs]
     layer += [Member(b"big", content=os.urandom(50_001)), Member(b"empty", content=b"")]
     layer += [Member(b"shared%d" % n, content=b"s", xattrs={b"user.shared": b"v" * 40}) for n in range(8)]
     tar = pack(layer)
     (tmp_path / "layer.tar").write_bytes(tar)
-    made = subprocess.run(
-        [mkfs, "--tar=i", tmp_path / "meta", tmp_path / "layer.tar"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert made.returncode == 0, made.stderr
+    mkfs("--tar=i", "-Eforce-inode-extended", tmp_path / "meta", tmp_path / "layer.tar")
     metadata = (tmp_path / "meta").read_bytes()
-    superblock = parse(metadata)
-    (slot,) = superblock.devices
-    assert slot.blocks * 512 <= len(tar)
-    device = bytearray(superblock.device_size)
-    device[: len(metadata)] = metadata
-    device[slot.uniaddr * 512 :] = tar[: slot.blocks * 512]
-    assert validate(metadata, len(device)) == superblock
-    tree = read_tree(lambda offset, length: bytes(device[offset : offset + length]))
+    device = placed(metadata, [tar])
+    assert validate(metadata, len(device)) == parse(metadata)
+    made = {b"", b"many"}
     wanted = expected(unpack([layer]))
-    found = seen(tree)
-    found[b""], wanted[b""] = found[b""][5:], wanted[b""][5:]
-    made_here = {b"many"}  # mkfs.erofs gives a missing parent the time of the build
-    assert {p: v for p, v in found.items() if p not in made_here} == {
-        p: v for p, v in wanted.items() if p not in made_here
-    }
-    image = Image(bytes(device))
-    assert {path: image.content(inode) for path, inode in image.walk() if stat.S_ISREG(inode.mode)} == {
-        path: node.content() for path, node in tree.items() if stat.S_ISREG(node.mode)
-    }
+    assert both_readers(device, made) == {path: wanted[path] for path in wanted if path not in made}
     with pytest.raises(InvalidMetadata, match="in a device of"):
         validate(metadata, len(device) - 512)
+
+
+@pytest.mark.real
+def test_merged_metadata_of_mkfs_erofs_has_a_slot_for_each_layer(tmp_path, mkfs):
+    layers = [
+        [Member(b"d/", DIR, 0o755), Member(b"d/one", content=b"1" * 700), Member(b"d/two", content=b"2")],
+        [Member(b"d/", DIR, 0o700), Member(b"d/.wh.one"), Member(b"d/three", content=b"3" * 513)],
+    ]
+    tars = [pack(layer) for layer in layers]
+    for index, tar in enumerate(tars):
+        (tmp_path / f"{index}.tar").write_bytes(tar)
+        mkfs(
+            "--tar=i",
+            "--aufs",
+            "-Eforce-inode-extended",
+            tmp_path / f"{index}.meta",
+            tmp_path / f"{index}.tar",
+        )
+    mkfs("--ovlfs-strip=1", tmp_path / "merged", tmp_path / "0.meta", tmp_path / "1.meta")
+    metadata = (tmp_path / "merged").read_bytes()
+    device = placed(metadata, tars)
+    superblock = validate(metadata, len(device))
+    assert len(superblock.devices) == 2
+    found = both_readers(device, {b""})
+    wanted = expected(unpack(layers))
+    assert found == {path: wanted[path] for path in wanted if path}

@@ -381,7 +381,7 @@ HOSTILE = {
         "extended attributes of more",
     ),
     "many globals": (
-        b"".join(pax(record(b"k%d" % n, b"x" * 500_000), flag=b"g") for n in range(3)) + header() + END,
+        b"".join(pax(record(b"k%d" % n, b"x" * 30_000), flag=b"g") for n in range(3)) + header() + END,
         "global headers of more",
     ),
 }

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from gateway.erofs import xattrs
+from gateway.erofs.chunks import chunk_table_size
 from gateway.erofs.ondisk import (
     BLOCK,
     COMPACT_INODE,
@@ -49,7 +50,7 @@ class Layout:
 
     ``order`` are the inodes as they lie, ``end`` the byte after the last one, ``data_blocks`` how many blocks
     the rest takes. ``kinds`` counts inodes by ``stat.S_IF*``, ``content_bytes`` sums regular files. ``epoch``
-    is the commonest (mtime, nanoseconds).
+    is the commonest (mtime, nanoseconds). ``sparse`` says whether a file has holes.
     """
 
     def __init__(self, root: Directory) -> None:
@@ -57,6 +58,7 @@ class Layout:
         self.kinds: Counter[int] = Counter()
         self.content_bytes = 0
         self.data_blocks = 0
+        self.sparse = False
         self.end = _FIRST_INODE
         self.order = list(_ordered(root))
         self.epoch = _commonest_time(self.order)
@@ -78,6 +80,9 @@ class Layout:
         if at % BLOCK + size > BLOCK:
             at += -at % BLOCK
         size += xattrs.encoded_size(node.xattrs)
+        if isinstance(node, Inode) and node.pieces:
+            size += chunk_table_size(node.size, node.pieces)
+            self.sparse = True
         tail = length % BLOCK
         if tail and not fits_inline(at, size + tail):
             if size + tail <= BLOCK:

@@ -17,6 +17,7 @@ _KINDS: Final = {
     b"0": stat.S_IFREG,
     b"\0": stat.S_IFREG,
     b"7": stat.S_IFREG,
+    b"S": stat.S_IFREG,
     b"1": HARD_LINK,
     b"2": stat.S_IFLNK,
     b"3": stat.S_IFCHR,
@@ -27,8 +28,6 @@ _KINDS: Final = {
 _LINKS: Final = (HARD_LINK, stat.S_IFLNK)
 _DEVICES: Final = (stat.S_IFCHR, stat.S_IFBLK)
 _XATTR: Final = b"SCHILY.xattr."
-_SPARSE: Final = (b"GNU.sparse.", b"SCHILY.realsize")
-_SPARSE_REFUSED: Final = "a sparse file cannot be read in place; pack the layer without --sparse"
 _ID_MAX: Final = 0xFFFFFFFE  # the last 32-bit number means "no id"
 _TIME_MAX: Final = 1 << 62
 _XATTR_VALUE_MAX: Final = 0xFFFF
@@ -41,23 +40,22 @@ Pax = dict[bytes, bytes]
 
 def member_path(block: bytes, long_name: bytes | None, pax: Pax) -> bytes:
     """The member's name: PAX before GNU before the header's own fields."""
-    return pax.get(b"path") or long_name or _short_name(block)
+    return pax.get(b"GNU.sparse.name") or pax.get(b"path") or long_name or _short_name(block)
 
 
 def decode(block: bytes, path: bytes, long_target: bytes | None, pax: Pax, offset: int) -> tuple[Entry, int]:
     """The member whose header is ``block``, and how many bytes of payload follow the header.
 
-    ``offset`` is where the payload starts in the tar. ``pax`` are the global and local records, merged.
+    Of a sparse member it is the header alone: its size is what the tar holds of it. ``offset`` is where the
+    payload starts in the tar. ``pax`` are the global and local records, merged.
     """
     flag = block[156:157]
     kind = _KINDS.get(flag)
     if kind is None:
-        raise ValueError(_SPARSE_REFUSED if flag == b"S" else f"members of type {flag!r} are not read")
+        raise ValueError(f"members of type {flag!r} are not read")
     size = tarheader.number(block[124:136])
-    if pax:
-        if any(keyword.startswith(_SPARSE) for keyword in pax):
-            raise ValueError(_SPARSE_REFUSED)
-        size = tarheader.decimal(pax[b"size"]) if pax.get(b"size") else size
+    if pax.get(b"size"):
+        size = tarheader.decimal(pax[b"size"])
     # Only regular files have a payload: like Go's and Python's readers, ignore the size of all others.
     payload = size if kind == stat.S_IFREG else 0
     if not 0 <= payload <= MAX_BYTES:

@@ -1,24 +1,26 @@
 """A push parser for one layer's decompressed tar: chunks of any size in, members with payload offsets out.
 
 Theory of operation. The walker is always in one of four states: *header* (the next 512 bytes are a header),
-*record* (collecting the payload of a header that describes the next one: GNU long names, PAX), *skip*
-(payload and padding, which are counted and never looked at), *ended* (two zero blocks were seen; whatever
-follows is padding). Memory is bounded by one header, one record of at most 1 MiB per kind, and the global PAX
-header.
+*record* (collecting the payload of a header that describes the next one: GNU long names, PAX; or a sparse
+map), *skip* (payload and padding, which are counted and never looked at), *ended* (two zero blocks were seen;
+whatever follows is padding). Memory is bounded by one header, one record of at most 1 MiB per kind, and the
+global PAX header.
 
 Read: v7, ustar, GNU (long names, base-256), PAX (path, linkpath, size, uid, gid, mtime, SCHILY.xattr.*,
-global headers). Refused by name: sparse members of every dialect (their holes cannot be mapped to contiguous
-payload), multi-volume and unknown types, and whatever would have to be guessed at.
+global headers), sparse files whose holes are aligned. Refused by name: other sparse files, multi-volume and
+unknown types, and whatever would have to be guessed at.
 """
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable
 from typing import Final
 
-from gateway.erofs import tarheader, tarmember
+from gateway.erofs import tarheader, tarmember, tarsparse
 from gateway.erofs.entry import Entry, shown
 from gateway.erofs.tarheader import HEADER
+from gateway.erofs.tarsparse import SparseMap
 from gateway.errors import InvalidLayer
 
 RECORD_LIMIT: Final = 1 << 20
@@ -28,6 +30,7 @@ GLOBAL_LIMIT: Final = 1 << 16
 """Bytes of all global PAX records together: they are looked at again for each member."""
 
 _RECORDS: Final = frozenset((b"L", b"K", b"x", b"g"))
+_SPARSE_BLOCK: Final = b"sparse"
 _ZERO_BLOCK: Final = bytes(HEADER)
 
 
@@ -41,12 +44,15 @@ class TarWalker:
         self._sink = sink
         self._position = 0
         self._skip = 0
+        self._payload = 0
         self._padding = 0
         self._partial = bytearray()
         self._record = bytearray()
         self._record_kind = b""
         self._record_size = 0
         self._record_left = 0
+        self._sparse: SparseMap | None = None
+        self._incomplete = Entry(b"", 0, 0)
         self._header_offset = 0
         self._zero_blocks = 0
         self._ended = False
@@ -155,7 +161,9 @@ class TarWalker:
         self._record.clear()
         kind = self._record_kind
         try:
-            if kind == b"L":
+            if kind == _SPARSE_BLOCK and self._sparse is not None:
+                self._sparse_block(self._sparse, payload)
+            elif kind == b"L":
                 self._long_name = tarheader.cut(payload)
             elif kind == b"K":
                 self._long_target = tarheader.cut(payload)
@@ -167,6 +175,8 @@ class TarWalker:
                     raise ValueError(f"global headers of more than {GLOBAL_LIMIT} bytes")
         except ValueError as error:
             raise self._refuse(str(error)) from error
+        if kind == _SPARSE_BLOCK and self._sparse is not None:
+            self._continue_sparse(self._sparse)
 
     def _member(self, block: bytes) -> None:
         pax = self._global | self._local if self._local else self._global
@@ -174,9 +184,41 @@ class TarWalker:
             self._name = tarmember.member_path(block, self._long_name, pax)
             offset = self._header_offset + HEADER
             entry, payload = tarmember.decode(block, self._name, self._long_target, pax, offset)
+            self._sparse = SparseMap(block, pax) if tarsparse.is_sparse(block, pax) else None
         except ValueError as error:
             raise self._refuse(str(error)) from error
         self._long_name = self._long_target = self._local = None
-        self._padding = -payload % HEADER
-        self._skip = payload + self._padding
+        self._payload = payload
+        if self._sparse is None:
+            self._emit(entry)
+        else:
+            self._incomplete = entry._replace(offset=offset)
+            self._continue_sparse(self._sparse)
+
+    def _continue_sparse(self, sparse: SparseMap) -> None:
+        """Ask for the map's next block, or complete the member."""
+        if sparse.wants_block:
+            self._record_kind = _SPARSE_BLOCK
+            self._record_size = self._record_left = HEADER
+            return
+        entry = self._incomplete
+        try:
+            if entry.kind != stat.S_IFREG:
+                raise ValueError("a sparse file that is a directory")
+            pieces = sparse.finish(self._payload)
+        except ValueError as error:
+            raise self._refuse(str(error)) from error
+        self._emit(entry._replace(size=sparse.size, pieces=pieces))
+
+    def _sparse_block(self, sparse: SparseMap, block: bytes) -> None:
+        sparse.feed(block)
+        self._incomplete = self._incomplete._replace(offset=self._incomplete.offset + HEADER)
+        if sparse.in_payload:
+            self._payload -= HEADER
+            if self._payload < 0:
+                raise ValueError("its sparse map is longer than its payload")
+
+    def _emit(self, entry: Entry) -> None:
+        self._padding = -self._payload % HEADER
+        self._skip = self._payload + self._padding
         self._sink(entry)

@@ -3,17 +3,19 @@ r"""A layer's table of contents: what is left of a tar once its payload is passe
 File format, little-endian::
 
     8 bytes   magic and version, b"BGTOC\0\0\1"
-    records   one per member, in the tar's order: fixed part, path, target, extended attributes
+    records   one per member, in the tar's order: fixed part, path, target, extended attributes,
+              pieces
     trailer   members u64, tar size u64, CRC-32 of everything before it u32, 4 bytes b"COT\1"
 
-A record's fixed part (44 bytes): st_mode u16, extended attributes u16, path length u16, target length u16,
+A record's fixed part (48 bytes): st_mode u16, extended attributes u16, path length u16, target length u16,
 uid u32, gid u32, mtime i64, mtime nanoseconds u32, size u64, payload offset in 512-byte blocks u32, device
-number u32. Each attribute: name length u16, value length u32, name, value. The same members give the same
-bytes everywhere.
+number u32, pieces u32. Each attribute: name length u16, value length u32, name, value. Each piece of a sparse
+file: offset u64, length u64. The same members give the same bytes everywhere.
 """
 
 from __future__ import annotations
 
+import stat
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -25,7 +27,8 @@ from gateway.errors import StorageError
 
 MAGIC: Final = b"BGTOC\0\0\1"
 _END: Final = b"COT\1"
-_RECORD: Final = struct.Struct("<HHHHIIqIQII")
+_RECORD: Final = struct.Struct("<HHHHIIqIQIII")
+_PIECE: Final = struct.Struct("<QQ")
 _XATTR: Final = struct.Struct("<HI")
 _NUMBERS: Final = struct.Struct("<QQ")
 _CHECK: Final = struct.Struct("<I4s")
@@ -61,6 +64,7 @@ class TocWriter:
             entry.size,
             entry.offset // BLOCK,
             rdev,
+            len(entry.pieces),
         )
         pending += entry.path
         pending += entry.target
@@ -68,6 +72,8 @@ class TocWriter:
             pending += _XATTR.pack(len(name), len(value))
             pending += name
             pending += value
+        for piece in entry.pieces:
+            pending += _PIECE.pack(*piece)
         self.members += 1
         if len(pending) >= _WRITE_BYTES:
             self._flush()
@@ -102,42 +108,35 @@ class Toc:
     def __iter__(self) -> Iterator[Entry]:
         buffer = self._buffer
         at = len(MAGIC)
-        unpack, fixed = _RECORD.unpack_from, _RECORD.size
+        unpack = _RECORD.unpack_from
         for _ in range(self._members):
-            mode, count, path_length, target_length, uid, gid, mtime, nsec, size, block, rdev = unpack(
-                buffer, at
+            fields = unpack(buffer, at)
+            mode, attributes, path_length, target_length, uid, gid, mtime, nsec, size, block, rdev, count = (
+                fields
             )
-            at += fixed
+            at += _RECORD.size
             path = bytes(buffer[at : at + path_length])
             at += path_length
             target = bytes(buffer[at : at + target_length]) if target_length else b""
             at += target_length
             xattrs = []
-            for _ in range(count):
+            for _ in range(attributes):
                 name_length, value_length = _XATTR.unpack_from(buffer, at)
                 at += _XATTR.size
                 middle = at + name_length
                 xattrs.append((bytes(buffer[at:middle]), bytes(buffer[middle : middle + value_length])))
                 at = middle + value_length
+            pieces = []
+            for _ in range(count):
+                pieces.append(_PIECE.unpack_from(buffer, at))
+                at += _PIECE.size
             major, minor = decode_rdev(rdev) if rdev else (0, 0)
-            kind = mode & 0o170000
+            kind = stat.S_IFMT(mode)
             if kind not in KINDS:
                 raise StorageError(f"table of contents: member type {kind:#o} is unknown")
-            yield Entry(
-                path,
-                kind,
-                mode & 0o7777,
-                uid,
-                gid,
-                mtime,
-                nsec,
-                size,
-                block * BLOCK,
-                target,
-                major,
-                minor,
-                tuple(xattrs),
-            )
+            permissions = stat.S_IMODE(mode)
+            head = path, kind, permissions, uid, gid, mtime, nsec, size, block * BLOCK, target, major, minor
+            yield Entry(*head, tuple(xattrs), tuple(pieces))
         if at != len(buffer) - _TRAILER_SIZE:
             raise StorageError(f"table of contents: members end at byte {at} instead of at the trailer")
 

@@ -18,6 +18,7 @@ import stat
 from collections.abc import Iterable
 from typing import Final
 
+from gateway.erofs.chunks import chunk_table_size
 from gateway.erofs.entry import HARD_LINK, PATH_MAX, Entry, shown
 from gateway.erofs.ondisk import NAME_MAX, encode_rdev
 from gateway.erofs.xattrs import Xattrs
@@ -54,6 +55,7 @@ class Inode:
         "mtime_nanoseconds",
         "nid",
         "offset",
+        "pieces",
         "rdev",
         "size",
         "target",
@@ -71,6 +73,7 @@ class Inode:
         self.layer = layer
         self.offset = entry.offset
         self.size = entry.size
+        self.pieces = entry.pieces
         self.target = entry.target
         self.rdev = encode_rdev(entry.major, entry.minor) if entry.major or entry.minor else 0
         self.nid = 0
@@ -226,6 +229,8 @@ class Tree:
             children[name] = self._link_target(parent, name, entry.target)
         else:
             self._charge(_FILE_COST + len(entry.target) + sum(len(value) for _, value in entry.xattrs))
+            if entry.pieces:
+                self._charge(_NAME_COST * len(entry.pieces) + chunk_table_size(entry.size, entry.pieces))
             children[name] = Inode(entry, self._layer)
 
     def _link_target(self, link_parent: Directory, link_name: bytes, target: bytes) -> Inode:
@@ -328,6 +333,8 @@ class Tree:
     def _make(self, parent: Directory, name: bytes) -> Directory:
         if len(name) > NAME_MAX:
             raise _RefusedError(f"a directory name of {len(name)} bytes (at most {NAME_MAX})")
+        if name.startswith(WHITEOUT):
+            raise _RefusedError("a whiteout as parent directory")
         self._charge(_DIRECTORY_COST)
         made = parent.children[name] = Directory(parent)
         return made

@@ -2,7 +2,8 @@
 
 The device, in blocks of 512 bytes: superblock; inodes (``layout``); data of directories and long symbolic
 links; then the tars, one after the other, each padded to a block. Regular files are flat: their start block
-is their payload's place in a tar. No device table and no incompatible feature is needed to read that.
+is their payload's place in a tar. No device table is needed to read that, nor an incompatible feature. Sparse
+files alone are chunk-based: a table of block numbers follows the inode.
 
 No clock and no random number goes in: the same layers give the same bytes, and the UUID is made of those
 bytes.
@@ -17,17 +18,20 @@ from dataclasses import dataclass
 from typing import Final
 
 from gateway.erofs import xattrs
+from gateway.erofs.chunks import chunk_bits, chunk_table
 from gateway.erofs.entry import MAX_BYTES, Entry
 from gateway.erofs.layout import Layout, Node, blocks, directory_content, fits_inline
 from gateway.erofs.ondisk import (
     BLOCK,
     BLOCK_BITS,
+    CHUNK_BASED,
     COMPACT_INODE,
     COMPAT_CHECKSUM,
     COMPAT_MTIME,
     EXTENDED_INODE,
     FLAT_INLINE,
     FLAT_PLAIN,
+    INCOMPAT_CHUNKED_FILE,
     INODE_ALIGN,
     MAGIC,
     NO_BLOCK,
@@ -35,7 +39,7 @@ from gateway.erofs.ondisk import (
     SUPERBLOCK_OFFSET,
     superblock_checksum,
 )
-from gateway.erofs.tree import MEMORY_LIMIT, Directory, Tree
+from gateway.erofs.tree import MEMORY_LIMIT, Directory, Inode, Tree
 from gateway.errors import InvalidLayer
 
 _U64: Final = 1 << 64
@@ -126,6 +130,8 @@ class _Filler:
                 self._with_data(node, number, directory_content(node))
             elif stat.S_ISLNK(node.mode):
                 self._with_data(node, number, node.target)
+            elif node.pieces:
+                self._sparse(node, number)
             elif stat.S_ISREG(node.mode):
                 start = (
                     self._layer_blocks[node.layer] + (node.offset >> BLOCK_BITS) if node.size else NO_BLOCK
@@ -149,6 +155,13 @@ class _Filler:
         if inline:
             self._data[at + size : at + size + tail] = content[whole:]
         self._inode(node, number, FLAT_INLINE if inline else FLAT_PLAIN, length, start)
+
+    def _sparse(self, node: Inode, number: int) -> None:
+        start = self._layer_blocks[node.layer] + (node.offset >> BLOCK_BITS)
+        table = chunk_table(node.size, node.pieces, start)
+        at = node.nid * INODE_ALIGN + self._layout.inode_size(node, 0) + xattrs.encoded_size(node.xattrs)
+        self._data[at : at + len(table)] = table
+        self._inode(node, number, CHUNK_BASED, node.size, chunk_bits(node.size, node.pieces))
 
     def _inode(self, node: Node, number: int, layout: int, size: int, address: int) -> None:
         at = node.nid * INODE_ALIGN
@@ -177,7 +190,7 @@ def _seal(data: bytearray, layout: Layout, device_blocks: int) -> bytes:
     def superblock(uuid: bytes) -> None:
         head = MAGIC, 0, features, BLOCK_BITS, 0, layout.root.nid, inodes, epoch % _U64, nanoseconds
         places = device_blocks, 0, 0
-        incompatible_and_rest = 0, 0, 0, 0, 0, 0
+        incompatible_and_rest = INCOMPAT_CHUNKED_FILE if layout.sparse else 0, 0, 0, 0, 0, 0
         SUPERBLOCK.pack_into(data, SUPERBLOCK_OFFSET, *head, *places, uuid, bytes(16), *incompatible_and_rest)
 
     superblock(bytes(16))

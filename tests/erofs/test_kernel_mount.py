@@ -192,6 +192,30 @@ def test_the_kernel_shows_what_gnu_tar_would_have_unpacked(tmp_path):
     assert len(actual) > 440
 
 
+def test_sparse_files_show_their_holes_as_zeros(tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    for name, places, size in (
+        ("some", (0, 3 << 20), 5 << 20),
+        ("many", range(0, 4 << 20, 1 << 17), 4 << 20),
+        ("none", (), 1 << 20),
+    ):
+        with (root / name).open("wb") as file:
+            for place in places:
+                file.seek(place)
+                file.write(os.urandom(4096))
+            file.truncate(size)
+    tar = tmp_path / "layer.tar"
+    subprocess.run(["tar", "-C", str(root), "--sparse", "-cf", str(tar), "."], check=True, timeout=60)
+    image = tmp_path / "device"
+    image.write_bytes(device_of([pack([Member(b"below", content=b"b" * 700)]), tar.read_bytes()]))
+    assert image.stat().st_size < 400_000
+    with mounted(image, tmp_path / "mnt") as mount:
+        for path in root.iterdir():
+            assert (mount / path.name).read_bytes() == path.read_bytes()
+        assert (mount / "below").read_bytes() == b"b" * 700
+
+
 def test_a_directory_of_seventy_thousand_files_lists_and_looks_up(tmp_path):
     members = [Member(b"d/%05d" % n, content=b"") for n in range(70_000)]
     members.append(Member(b"d/last", content=b"here"))

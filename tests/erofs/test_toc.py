@@ -15,6 +15,7 @@ from gateway.errors import StorageError
 NAMES = st.binary(min_size=1, max_size=300)
 ENTRIES = st.builds(
     Entry,
+    pieces=st.lists(st.tuples(st.integers(0, 2**41), st.integers(0, 2**41)), max_size=3).map(tuple),
     path=NAMES,
     kind=st.sampled_from(sorted(KINDS)),
     permissions=st.integers(0, 0o7777),

@@ -17,7 +17,7 @@ from gateway.errors import (
 from gateway.reader import Bytes, check_bounds
 from gateway.registry.endpoint import Endpoint, Place
 from gateway.registry.partial import check_partial, check_whole, range_header
-from gateway.registry.retry import Clock, Retrier
+from gateway.registry.retry import Retrier
 from gateway.registry.source import Descriptor
 from gateway.registry.transport import Answer
 
@@ -93,7 +93,7 @@ class RegistryBlob:
             try:
                 host, answer = await self._open_transfer(position)
                 try:
-                    async for piece in _paced(answer, self._rate, self._retrier.clock):
+                    async for piece in _paced(answer, self._rate):
                         if position + len(piece) > self.size:
                             raise WrongRange(
                                 f"{self._where(host)}: more than the {self.size} bytes announced"
@@ -202,17 +202,18 @@ async def _fill(answer: Answer, length: int, where: str) -> memoryview:
     return buffer.toreadonly()
 
 
-async def _paced(answer: Answer, rate: MinimumRate, clock: Clock) -> AsyncIterator[bytes]:
+async def _paced(answer: Answer, rate: MinimumRate) -> AsyncIterator[bytes]:
     """The body's pieces. Raises ``RegistryTimeout`` when a window of waiting brings too little.
 
     Only waiting counts: a consumer that takes its time does not make the registry slow.
     """
     needed = rate.bytes_per_second * rate.window_seconds
     waited, received = 0.0, 0
+    time = asyncio.get_running_loop().time
     pieces = answer.pieces()
     try:
         while True:
-            before = clock()
+            before = time()
             try:
                 async with asyncio.timeout(max(rate.window_seconds - waited, 0.0)) as limit:
                     piece = await anext(pieces, None)
@@ -224,7 +225,7 @@ async def _paced(answer: Answer, rate: MinimumRate, clock: Clock) -> AsyncIterat
                 ) from error
             if piece is None:
                 return
-            waited += clock() - before
+            waited += time() - before
             received += len(piece)
             if received >= needed:
                 waited, received = 0.0, 0

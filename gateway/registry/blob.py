@@ -57,7 +57,7 @@ class RegistryBlob:
     ) -> None:
         self._endpoints, self._repository, self._descriptor = tuple(endpoints), repository, descriptor
         self._retrier, self._rate = retrier, minimum_rate
-        self._places = {endpoint.host: Place() for endpoint in self._endpoints}
+        self._places = {endpoint: Place() for endpoint in self._endpoints}
         self._path = f"blobs/{descriptor.digest}"
 
     @property
@@ -109,7 +109,7 @@ class RegistryBlob:
                 if position - begun >= _PROGRESS_BYTES:
                     failures = 0
                 failures += 1
-                if not error.retryable or failures >= policy.attempts:
+                if not error.retryable or failures >= policy.stream_attempts:
                     raise
                 self._retrier.observer.retried(self._endpoints[-1].host, error.code)
                 wait = policy.backoff_seconds(failures, self._retrier.rng)
@@ -151,7 +151,7 @@ class RegistryBlob:
             self._repository,
             {"Range": range_header(start, stop)},
             missing=BlobNotFound,
-            place=self._places.get(endpoint.host),
+            place=self._places.get(endpoint),
         )
         try:
             check_partial(
@@ -168,7 +168,7 @@ class RegistryBlob:
         """The host that serves the rest of the blob from ``position``, and its answer, the body unread."""
 
         async def whole(endpoint: Endpoint) -> tuple[str, Answer]:
-            place = self._places.get(endpoint.host)
+            place = self._places.get(endpoint)
             answer = await endpoint.get(self._path, self._repository, {}, missing=BlobNotFound, place=place)
             try:
                 check_whole(answer.status, answer.headers, self.size, self._where(endpoint.host))
@@ -181,8 +181,8 @@ class RegistryBlob:
             return endpoint.host, await self._ask(endpoint, position, self.size)
 
         if position == 0:
-            return await self._retrier.run(self._endpoints, whole)
-        return await self._retrier.run(self._ranged(), rest)
+            return await self._retrier.once(self._endpoints, whole)
+        return await self._retrier.once(self._ranged(), rest)
 
     def _where(self, host: str) -> str:
         return f"{host}/{self._repository}: {self._path}"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import httpx
 
-from gateway.errors import BlobNotFound, ConfigurationError, InvalidManifest, ManifestNotFound
+from gateway.errors import AddressRefused, BlobNotFound, ConfigurationError, InvalidManifest, ManifestNotFound
 from gateway.reader import Blob
 from gateway.registry.auth import Authenticator
 from gateway.registry.blob import MinimumRate, RegistryBlob
@@ -233,14 +233,8 @@ def _base_url(text: str) -> httpx.URL:
     """A mirror's base URL. Raises ``ConfigurationError``."""
     try:
         url = httpx.URL(text)
-        if (
-            url.scheme in {"http", "https"}
-            and url.host
-            and not url.userinfo
-            and url.path == "/"
-            and not url.query
-        ):
+        if origin_of(url) and not url.userinfo and url.path == "/" and not url.query:
             return url
-    except httpx.InvalidURL:
+    except (httpx.InvalidURL, AddressRefused):
         pass
     raise ConfigurationError("a mirror is written http(s)://HOST[:PORT], without path, query or credentials")

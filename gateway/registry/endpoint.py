@@ -212,9 +212,11 @@ class Endpoint:
             await answer.discard()
             if renewed:
                 self._authenticator.forget(repository)
-                raise RegistryUnauthorized(
-                    f"{self.host}/{repository}: access denied with fresh authorization; may this user?"
+                basic = authorization is not None and authorization.startswith("Basic ")
+                what = (
+                    "the user name or password" if basic else "a fresh token; it may not be allowed to pull"
                 )
+                raise RegistryUnauthorized(f"{self.host}/{repository}: the registry refused {what}")
             if (
                 authorization
                 and authorization.startswith("Bearer ")

@@ -132,6 +132,13 @@ async def test_named_credentials_come_from_the_configuration_alone(store):
         await made.look_up("q.io", "x", "test")
 
 
+async def test_named_credentials_may_be_bound_to_registries(store):
+    made = store(named={"prod": Credentials("svc", SecretStr("pw"), hosts=("q.io",))})
+    assert (await made.look_up("q.io", "x", "prod")).username == "svc"
+    with pytest.raises(ConfigurationError, match=r"not for evil\.io"):
+        await made.look_up("evil.io", "x", "prod")
+
+
 @pytest.mark.parametrize("content", ["{not json", '{"auths": {"q.io": {"auth": "c2VjcmV0"}}}'])
 async def test_a_broken_file_is_named_without_its_content(store, content):
     with pytest.raises(ConfigurationError) as caught:

@@ -63,8 +63,19 @@ def test_the_nearest_variant_that_runs_is_taken(wanted, offered, chosen):
 platforms = st.builds(
     parse_platform,
     st.sampled_from(
-        ["linux/amd64", "linux/amd64/v2", "linux/amd64/v3", "linux/arm/v5", "linux/arm/v6", "linux/arm/v7"]
-        + ["linux/arm64", "linux/arm64/v9", "windows/amd64", "linux/ppc64le", "linux/amd64/odd"]
+        [
+            "linux/amd64",
+            "linux/amd64/v2",
+            "linux/amd64/v3",
+            "linux/arm/v5",
+            "linux/arm/v6",
+            "linux/arm/v7",
+            "linux/arm64",
+            "linux/arm64/v9",
+            "windows/amd64",
+            "linux/ppc64le",
+            "linux/amd64/odd",
+        ]
     ),
 )
 

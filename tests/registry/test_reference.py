@@ -82,7 +82,7 @@ def test_folders_are_references_without_a_registry(text, expected):
         ("exa mple.com/a", "host"),
         ("example.com:0/a", "port"),
         ("example.com:70000/a", "port"),
-        ("example.com:١/a", "port"),
+        ("example.com:\u0661/a", "port"),
         ("[::1/x", "IPv6"),
         ("[fe80::1%eth0]/x", "IPv6|scope"),
         ("[1.2.3.4]/x", "IPv6"),

@@ -187,9 +187,6 @@ async def test_a_timeout_of_the_caller_is_not_taken_for_one_of_the_registry(time
     assert host.breaker.state == "closed"
 
 
-# --- budget
-
-
 async def test_retries_are_a_tenth_of_requests_once_the_floor_is_used_up(time, host):
     loop = Retrier(
         RetryPolicy(attempts=2),
@@ -227,9 +224,6 @@ def test_the_budget_never_gives_more_than_it_got(steps):
         else:
             time.now += 1
     assert taken <= 2 + 0.1 * steps.count("deposit") + 0.5 * steps.count("wait") + 1e-6
-
-
-# --- breaker
 
 
 async def test_failures_in_a_row_open_the_breaker_and_a_probe_closes_it(time, host, notes):
@@ -336,9 +330,6 @@ def test_the_breaker_never_shuts_a_host_out_for_more_than_its_longest_cooldown(s
             {"ask_ok": breaker.succeeded, "ask_fail": breaker.failed, "ask_cancel": breaker.abandoned}[step]()
     time.now += 5
     assert breaker.wait_seconds() == 0
-
-
-# --- mirrors
 
 
 async def test_mirrors_are_asked_in_order_and_then_the_origin(time, host, notes):

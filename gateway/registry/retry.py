@@ -255,7 +255,7 @@ class Retrier:
                 await self.sleep(delay)
 
     async def once(self, targets: Sequence[TargetT], operation: Callable[[TargetT], Awaitable[T]]) -> T:
-        """One pass over the targets without a retry, for a caller that repeats by itself, as a stream does."""
+        """One pass over the targets without a retry, for a caller that repeats by itself."""
         self.budget.deposit()
         return await self._pass(targets, operation, self.clock() + self.policy.deadline_seconds)
 

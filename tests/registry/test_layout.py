@@ -25,8 +25,7 @@ from gateway.errors import (
 from gateway.registry.layout import LayoutSource
 from gateway.registry.reference import parse_reference
 from gateway.registry.source import Descriptor
-from tests.support.faultregistry import digest_of
-from tests.support.ocilayout import put_image
+from tests.support.ocilayout import OciLayout, digest_of, gzip_layer
 
 TAR = random.Random(3).randbytes(2_500_000)
 LAYER = gzip.compress(TAR, 1)
@@ -42,10 +41,13 @@ def root(tmp_path):
 
 @pytest.fixture
 def folder(root):
-    folder = root / "images"
-    folder.mkdir()
-    put_image(folder, [LAYER], tag="1.0", diff_ids=[DIFF_ID])
-    return folder
+    return layout_with_an_image(root / "images").folder
+
+
+def layout_with_an_image(folder: Path) -> OciLayout:
+    layout = OciLayout(folder)
+    layout.add_image([gzip_layer(LAYER, TAR)], tag="1.0")
+    return layout
 
 
 @pytest.fixture
@@ -73,13 +75,18 @@ async def test_an_image_is_found_by_tag_or_alone_by_absolute_or_relative_path(fo
 
 
 async def test_an_image_is_found_by_digest(folder, source):
-    digest = put_image(folder, [LAYER, LAYER], tag="2.0", diff_ids=[DIFF_ID] * 2)
+    digest = OciLayout(folder).add_image([gzip_layer(LAYER, TAR)] * 2)["digest"]
     image = await resolve(source, f"oci:{folder}@{digest}")
     assert (image.digest, len(image.layers)) == (digest, 2)
 
 
 async def test_a_folder_of_several_platforms_is_an_index(folder, source):
-    arm = put_image(folder, [LAYER], tag="1.0", diff_ids=[DIFF_ID], architecture="arm64")
+    layout = OciLayout(folder)
+    images = [
+        layout.add_image([gzip_layer(LAYER, TAR)], platform=f"linux/{name}") for name in ("amd64", "arm64")
+    ]
+    layout.add_index(images, tag="1.0")
+    arm = images[1]["digest"]
     for text in (f"oci:{folder}", f"oci:{folder}:1.0"):
         assert (await resolve(source, text, "linux/arm64")).digest == arm
     with pytest.raises(PlatformNotFound, match="linux/amd64, linux/arm64"):
@@ -114,8 +121,7 @@ async def test_links_inside_of_the_roots_work_and_links_out_of_them_are_refused(
     root, folder, source, tmp_path
 ):
     outside = tmp_path / "outside"
-    outside.mkdir()
-    put_image(outside, [LAYER], tag="1.0", diff_ids=[DIFF_ID])
+    layout_with_an_image(outside)
     (root / "inner").symlink_to(folder)
     (root / "outer").symlink_to(outside)
     assert (await resolve(source, f"oci:{root}/inner")).layers

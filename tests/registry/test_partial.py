@@ -54,7 +54,7 @@ def test_any_other_label_is_a_wrong_range(text):
         (206, {"content_range": "bytes 5-8/20", "content_length": "3"}, WrongRange),
         (206, {"content_range": "bytes 5-8/20", "content_encoding": "gzip"}, RegistryProtocolError),
         (206, {"content_range": "bytes 5-8/20, bytes 5-8/20"}, WrongRange),
-        (416, {"content_range": "bytes */4"}, WrongRange),
+        (416, {"content_range": "bytes */4"}, RegistryProtocolError),
         (204, {}, RegistryProtocolError),
     ],
 )

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import gzip
-import json
 import random
 
 import pytest
 
-from gateway.errors import BlobNotFound, ManifestNotFound, RegistryUnauthorized, WrongRange
+from gateway.errors import BlobNotFound, ManifestNotFound, RegistryProtocolError, RegistryUnauthorized
 from gateway.registry.client import Registries
 from gateway.registry.credentials import CredentialStore
 from gateway.registry.reference import parse_reference
 from gateway.registry.source import Descriptor
 from tests.support.dockerregistry import docker_registry
-from tests.support.faultregistry import digest_of
-from tests.support.ocilayout import put_image
+from tests.support.ocilayout import OciLayout, digest_of, gzip_layer
 
 pytestmark = pytest.mark.real
 
@@ -25,31 +22,20 @@ TARS = [random.Random(seed).randbytes(size) for seed, size in ((1, 3_000_000), (
 LAYERS = [gzip.compress(tar, 1) for tar in TARS]
 
 
-@pytest.fixture
-def layout(tmp_path):
-    folder = tmp_path / "layout"
-    folder.mkdir()
-    put_image(folder, LAYERS, tag="1.0", diff_ids=[digest_of(tar) for tar in TARS])
-    return folder
-
-
 @pytest.fixture(params=[None, ("me", "s3cret:pw")], ids=["open", "htpasswd"])
-async def real(request, tmp_path, layout):
+def real(request, tmp_path):
+    layout = OciLayout(tmp_path / "layout")
+    layout.add_image([gzip_layer(layer, tar) for layer, tar in zip(LAYERS, TARS, strict=True)], tag="1.0")
     folder = tmp_path / "registry"
     folder.mkdir()
-    async with docker_registry(folder, request.param) as started:
-        await started.push(layout, "1.0", "team/app")
+    with docker_registry(folder, request.param) as started:
+        started.push(layout.folder, "1.0", "team/app")
         yield started
 
 
 @pytest.fixture
-async def source(real, tmp_path):
-    file = tmp_path / "config.json"
-    auths = {}
-    if real.credentials:
-        auths = {real.host: {"auth": base64.b64encode(":".join(real.credentials).encode()).decode()}}
-    file.write_text(json.dumps({"auths": auths}))
-    registries = Registries(store=CredentialStore([file]))
+async def source(real):
+    registries = Registries(store=CredentialStore([real.auth_file]))
     yield registries.source(insecure=True)
     await registries.aclose()
 
@@ -80,7 +66,7 @@ async def test_what_is_not_there_has_its_error(real, source):
     with pytest.raises(BlobNotFound):
         await blob.read(0, 10)
     longer = Descriptor("", digest_of(LAYERS[0]), len(LAYERS[0]) + 100)
-    with pytest.raises(WrongRange):
+    with pytest.raises(RegistryProtocolError, match="manifest says"):
         await (await source.open_blob(reference, longer)).read(len(LAYERS[0]) + 10, 10)
 
 
@@ -97,12 +83,3 @@ async def test_without_credentials_a_closed_registry_says_so(real):
                 await resolving
     finally:
         await registries.aclose()
-
-
-async def test_the_same_bytes_come_from_podman_s_file(real, tmp_path):
-    registries = Registries(store=CredentialStore([real.folder / "push-auth.json"]))
-    image = await registries.source(insecure=True).resolve(
-        parse_reference(f"{real.host}/team/app:1.0"), "linux/amd64"
-    )
-    assert len(image.layers) == 2
-    await registries.aclose()

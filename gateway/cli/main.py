@@ -1,0 +1,70 @@
+"""Entry point: the command tree, and how errors become exit codes (1 a failure, 2 wrong usage)."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import click
+import typer
+
+from gateway import __version__
+from gateway.cli import cache, device, doctor, index, metadata, serve
+from gateway.cli.output import fail
+from gateway.errors import BlockgateError, ConfigurationError, InvalidReference, InvalidRequest
+
+app = typer.Typer(
+    name="blockgate",
+    help="Read container images as block devices without pulling them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command("serve")(serve.serve)
+app.add_typer(device.app, name="device")
+app.add_typer(index.app, name="index")
+app.add_typer(metadata.app, name="metadata")
+app.add_typer(cache.app, name="cache")
+app.command("doctor")(doctor.doctor)
+
+_USAGE = (ConfigurationError, InvalidRequest, InvalidReference)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"blockgate {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    _version_flag: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit")
+    ] = False,
+) -> None:
+    """Read container images as block devices without pulling them."""
+
+
+def main() -> int:
+    """Run the command line; returns the exit status."""
+    try:
+        result = app(standalone_mode=False)
+    except click.exceptions.Abort:
+        fail("interrupted")
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except BlockgateError as error:
+        fail(error.detail)
+        return 2 if isinstance(error, _USAGE) else 1
+    except BrokenPipeError:
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return result if isinstance(result, int) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

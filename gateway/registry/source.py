@@ -11,7 +11,7 @@ from gateway.registry.reference import Reference
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """An OCI content descriptor (image-spec, descriptor.md): a blob's type, its digest and its size in bytes."""
+    """An OCI content descriptor (image-spec, descriptor.md): its type, digest and size in bytes."""
 
     media_type: str
     digest: str

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 import ssl
 from collections.abc import AsyncIterator, Callable
+from functools import cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, NamedTuple, cast
 
@@ -229,6 +230,7 @@ class _ExactSession:
         return self._session.request(method, yarl.URL(url, encoded=True), **options)
 
 
+@cache  # loading some hundred authorities takes longer than a test
 def _system_tls() -> ssl.SSLContext:
     """The system's certificate authorities, where private registries' own are installed, and certifi's."""
     context = httpx.create_ssl_context(trust_env=False)

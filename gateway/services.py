@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from gateway.registry.client import Registries
 from gateway.registry.credentials import Credentials, CredentialStore, default_auth_files
 from gateway.registry.guard import AllowList
 from gateway.registry.layout import LayoutSource
+from gateway.registry.observe import CountingObserver
 from gateway.registry.reference import parse_reference
 from gateway.registry.retry import RetryPolicy
 from gateway.registry.sources import ImageSources
@@ -46,6 +48,8 @@ def prepare(settings: Settings) -> None:
             f"the data folder {root} cannot be used: {error.strerror}; choose one with --data-dir"
         ) from error
     migrate(settings.catalog_url)
+    # What earlier workers counted ends with them, so that all counters begin at 0 together.
+    shutil.rmtree(root / "run", ignore_errors=True)
     LayerFolders(root / "layers").sweep()
     Artifacts(root / "artifacts", max_bytes=0).sweep()
     DiskTier(root / "cache", settings.disk_cache).sweep()
@@ -62,6 +66,7 @@ class Services:
     shelf: Shelf
     registrar: Registrar
     sources: ImageSources
+    upstream: CountingObserver
     _executor: ThreadPoolExecutor
     _locks: SpanLocks
 
@@ -82,7 +87,8 @@ class Services:
             concurrent_fetches=settings.concurrent_fetches,
             flying_limit_bytes=settings.max_fetching,
         )
-        sources = _sources(settings)
+        upstream = CountingObserver()
+        sources = _sources(settings, upstream)
         registrar = Registrar(
             catalog,
             Ingest(folders, executor, span_size=settings.span_size),
@@ -91,7 +97,9 @@ class Services:
             root / "locks",
         )
         shelf = Shelf(catalog, store, folders, artifacts, sources)
-        services = cls(settings, catalog, artifacts, store, shelf, registrar, sources, executor, locks)
+        services = cls(
+            settings, catalog, artifacts, store, shelf, registrar, sources, upstream, executor, locks
+        )
         await registrar.start()
         return services
 
@@ -113,7 +121,7 @@ class Services:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _sources(settings: Settings) -> ImageSources:
+def _sources(settings: Settings, observer: CountingObserver) -> ImageSources:
     files = settings.auth_files if settings.auth_files is not None else default_auth_files(environment())
     named = {
         name: Credentials(entry.username, entry.password, entry.identity_token)
@@ -127,5 +135,6 @@ def _sources(settings: Settings) -> ImageSources:
             attempt_seconds=settings.registry_attempt_seconds,
             deadline_seconds=settings.registry_deadline_seconds,
         ),
+        observer=observer,
     )
     return ImageSources(registries, LayoutSource(settings.oci_roots))

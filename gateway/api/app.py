@@ -11,15 +11,17 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
 from gateway import __version__, errors
-from gateway.api import artifacts, devices, operations, problems
+from gateway.api import artifacts, dashboard, devices, nodes, operations, problems, stats
 from gateway.api.data import DataEndpoint
 from gateway.api.edge import Edge
 from gateway.api.openapi import DATA_PATH, data_operations
 from gateway.config import Settings
 from gateway.errors import BlockgateError
+from gateway.observe.observation import Observation
+from gateway.observe.requests import RequestCounts
 from gateway.services import Services
 
 _DESCRIPTION = """Container images as devices: verified byte ranges of unmodified images that stay in their registry.
@@ -30,14 +32,18 @@ Register a device with `PUT /v1/devices/{name}`, wait until its state is `ready`
 
 def create_app(settings: Settings) -> FastAPI:
     """Build the application; its services open when its lifespan starts."""
+    counts = RequestCounts()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.services = await Services.open(settings)
+        services = app.state.services = await Services.open(settings)
+        observation = app.state.observation = Observation(services, counts)
         try:
+            await observation.start()
             yield
         finally:
-            await app.state.services.aclose()
+            await observation.aclose()
+            await services.aclose()
 
     app = FastAPI(
         title="blockgate",
@@ -48,18 +54,31 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url="/docs",
         redoc_url=None,
     )
-    data = DataEndpoint(private=bool(settings.tokens), cors_origins=settings.cors_origins)
+    data = DataEndpoint(counts, private=bool(settings.tokens), cors_origins=settings.cors_origins)
     # First, so that it is found first; raw ASGI, so that FastAPI's machinery is not paid for per block.
     app.router.routes.insert(0, Route(DATA_PATH, data, methods=["GET", "HEAD"], include_in_schema=False))
     app.include_router(devices.router)
     app.include_router(artifacts.router)
     app.include_router(operations.router)
-    app.add_middleware(Edge, tokens=settings.tokens)
+    app.include_router(stats.router)
+    app.include_router(nodes.router)
+    dashboard.add(app)
+    counts.name(_templates(app))
+    app.add_middleware(Edge, counts=counts, tokens=settings.tokens, access_log=settings.log_level == "debug")
     app.add_exception_handler(BlockgateError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(HTTPException, _on_http)
     app.openapi = lambda: schema(app)  # type: ignore[method-assign]
     return app
+
+
+def _templates(app: FastAPI) -> dict[Any, str]:
+    """The route template of each endpoint."""
+    return {
+        route.endpoint if isinstance(route, Route) else route.app: route.path
+        for route in app.routes
+        if isinstance(route, Route | Mount)
+    }
 
 
 def schema(app: FastAPI) -> dict[str, Any]:

@@ -194,6 +194,53 @@ async def test_a_drip_below_the_minimum_rate_is_a_timeout(registry, make_registr
         await blob.read(0, 5000)
 
 
+class Counts:
+    """A ``RegistryObserver`` that adds up."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[str] = []
+        self.retries: list[str] = []
+        self.states: list[str] = []
+        self.received_bytes = 0
+        self.hosts: set[str] = set()
+
+    def request_finished(self, host, outcome, seconds):
+        assert seconds >= 0
+        self.hosts.add(host)
+        self.outcomes.append(outcome)
+
+    def bytes_received(self, host, count):
+        self.hosts.add(host)
+        self.received_bytes += count
+
+    def retried(self, host, reason):
+        self.retries.append(reason)
+
+    def breaker_changed(self, host, state):
+        self.states.append(state)
+
+
+async def test_requests_bytes_and_retries_are_told_to_the_observer(
+    registry, make_registries, open_layer, layer
+):
+    registry.redirects = True
+    counts = Counts()
+    blob = await open_layer(make_registries(observer=counts))
+    registry.inject(faults.truncate(after=30), matching=lambda request: request.to_storage)
+    await blob.read(0, 100)
+    assert counts.outcomes == ["registry_truncated", "ok"]
+    assert counts.retries == ["registry_truncated"]
+    assert counts.received_bytes >= 100
+    before = counts.received_bytes
+    await collect(blob.stream())
+    assert counts.received_bytes - before == len(layer)
+    assert counts.hosts == {registry.host}
+    registry.inject(faults.status(500), times=None)
+    with pytest.raises(RegistryOverloaded):
+        await blob.read(0, 100)
+    assert "open" in counts.states
+
+
 async def test_a_cancelled_read_leaves_a_usable_source(registry, make_registries, open_layer, layer):
     blob = await open_layer(make_registries())
     registry.inject(faults.stall(after=10))

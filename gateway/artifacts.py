@@ -49,7 +49,9 @@ class Artifacts:
         """The file. Raises ``ArtifactNotFound``."""
         path = self.path(digest)
         if not path.is_file():
-            raise ArtifactNotFound(f"there is no artifact {digest}; upload it with PUT /v1/artifacts/{digest}")
+            raise ArtifactNotFound(
+                f"there is no artifact {digest}; upload it with PUT /v1/artifacts/{digest}"
+            )
         return path
 
     async def put(self, digest: str, body: AsyncIterator[bytes]) -> bool:

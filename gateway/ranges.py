@@ -36,34 +36,34 @@ def parse_range(header: str, size: int) -> list[Range] | None:
         return None
     if len(header) > MAX_HEADER:
         raise RangeNotSatisfiable(f"a Range header of {len(header)} characters exceeds {MAX_HEADER}")
-    found: list[Range] = []
-    seen = False
-    for part in specs.split(","):
-        spec = part.strip(" \t")
-        if not spec:
-            continue  # section 5.6.1.2: recipients accept empty list elements
-        match = _SPEC.fullmatch(spec)
-        if match is None:
-            return None
-        seen = True
-        first, last, suffix = match.groups()
-        if suffix is not None:
-            start, stop = max(0, size - int(suffix)), size
-        else:
-            start = int(first)
-            if last is not None and int(last) < start:
-                return None
-            stop = size if last is None else min(int(last) + 1, size)
-        if start < stop:
-            found.append((start, stop))
-    if not seen:
+    # Section 5.6.1.2: recipients accept empty list elements.
+    parsed = [_parse_spec(spec, size) for part in specs.split(",") if (spec := part.strip(" \t"))]
+    wanted = [each for each in parsed if each is not None]
+    if not wanted or len(wanted) < len(parsed):
         return None
+    found = [(start, stop) for start, stop in wanted if start < stop]
     if not found:
         raise RangeNotSatisfiable(f"no byte of 0..{size} lies in the range asked for")
     joined = _join(found)
     if len(joined) > MAX_RANGES:
-        raise RangeNotSatisfiable(f"{len(joined)} separate ranges asked for, at most {MAX_RANGES} are answered")
+        raise RangeNotSatisfiable(
+            f"{len(joined)} separate ranges asked for, at most {MAX_RANGES} are answered"
+        )
     return joined
+
+
+def _parse_spec(spec: str, size: int) -> Range | None:
+    """One range-spec; empty when it lies behind the end, ``None`` when it is malformed."""
+    match = _SPEC.fullmatch(spec)
+    if match is None:
+        return None
+    first, last, suffix = match.groups()
+    if suffix is not None:
+        return max(0, size - int(suffix)), size
+    start = int(first)
+    if last is not None and int(last) < start:
+        return None
+    return start, size if last is None else min(int(last) + 1, size)
 
 
 def _join(found: list[Range]) -> list[Range]:

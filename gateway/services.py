@@ -42,7 +42,9 @@ def prepare(settings: Settings) -> None:
         for name in ("cache", "layers", "artifacts", "locks"):
             (root / name).mkdir(exist_ok=True)
     except OSError as error:
-        raise StorageError(f"the data folder {root} cannot be used: {error.strerror}; choose one with --data-dir") from error
+        raise StorageError(
+            f"the data folder {root} cannot be used: {error.strerror}; choose one with --data-dir"
+        ) from error
     migrate(settings.catalog_url)
     LayerFolders(root / "layers").sweep()
     Artifacts(root / "artifacts", max_bytes=0).sweep()
@@ -82,7 +84,11 @@ class Services:
         )
         sources = _sources(settings)
         registrar = Registrar(
-            catalog, Ingest(folders, executor, span_size=settings.span_size), artifacts, sources, root / "locks"
+            catalog,
+            Ingest(folders, executor, span_size=settings.span_size),
+            artifacts,
+            sources,
+            root / "locks",
         )
         shelf = Shelf(catalog, store, folders, artifacts, sources)
         services = cls(settings, catalog, artifacts, store, shelf, registrar, sources, executor, locks)
@@ -118,7 +124,8 @@ def _sources(settings: Settings) -> ImageSources:
         transport=Transport(allowed=AllowList(settings.allow_addresses)),
         mirrors=settings.mirrors,
         policy=RetryPolicy(
-            attempt_seconds=settings.registry_attempt_seconds, deadline_seconds=settings.registry_deadline_seconds
+            attempt_seconds=settings.registry_attempt_seconds,
+            deadline_seconds=settings.registry_deadline_seconds,
         ),
     )
     return ImageSources(registries, LayoutSource(settings.oci_roots))

@@ -66,7 +66,11 @@ def schema(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document, the data endpoint included."""
     if app.openapi_schema is None:
         document = get_openapi(
-            title=app.title, version=app.version, description=app.description, routes=app.routes, openapi_version="3.1.0"
+            title=app.title,
+            version=app.version,
+            description=app.description,
+            routes=app.routes,
+            openapi_version="3.1.0",
         )
         document["paths"][DATA_PATH] = data_operations()
         document["paths"] = dict(sorted(document["paths"].items()))

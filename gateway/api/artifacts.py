@@ -27,7 +27,9 @@ def _services(request: Request) -> Services:
     status_code=201,
     responses={
         200: {"model": ArtifactView, "description": "It was there already"},
-        **responses(errors.InvalidRequest, errors.ContentMismatch, errors.PayloadTooLarge, errors.StorageError),
+        **responses(
+            errors.InvalidRequest, errors.ContentMismatch, errors.PayloadTooLarge, errors.StorageError
+        ),
     },
     openapi_extra={
         "requestBody": {

@@ -68,7 +68,13 @@ class DataEndpoint:
             await answer(error, send, cors)
 
     async def _serve(
-        self, device: Device, method: str, fields: dict[bytes, bytes], cors: Headers, receive: Receive, send: Send
+        self,
+        device: Device,
+        method: str,
+        fields: dict[bytes, bytes],
+        cors: Headers,
+        receive: Receive,
+        send: Send,
     ) -> None:
         common = [*self._common, (b"etag", device.etag.encode()), *cors]
         verdict = Verdict.SEND
@@ -80,7 +86,9 @@ class DataEndpoint:
                 if_range=_text(fields.get(b"if-range")),
             )
         if verdict is Verdict.FAILED:
-            raise PreconditionFailed(f"the device's entity tag is {device.etag}, which If-Match does not name")
+            raise PreconditionFailed(
+                f"the device's entity tag is {device.etag}, which If-Match does not name"
+            )
         if verdict is Verdict.NOT_MODIFIED:
             await send({"type": "http.response.start", "status": 304, "headers": common})
             await send({"type": "http.response.body", "body": b""})
@@ -195,7 +203,9 @@ async def _send_stream(
     except BlockgateError as error:
         # The status is out: all that is left is to end the connection short of its Content-Length, which the server
         # does for an application that returns without completing its answer.
-        log.error("read failed after the answer began", device=device.name, code=error.code, error=error.detail)
+        log.error(
+            "read failed after the answer began", device=device.name, code=error.code, error=error.detail
+        )
     finally:
         gone.cancel()
         close: Any = getattr(pieces, "aclose", None)

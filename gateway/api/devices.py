@@ -68,7 +68,9 @@ async def listing(request: Request) -> DeviceList:
     return DeviceList(devices=[view(record, _base(request)) for record in records])
 
 
-@router.get("/{name}", response_model=DeviceDetail, responses=responses(errors.DeviceNotFound, errors.StorageError))
+@router.get(
+    "/{name}", response_model=DeviceDetail, responses=responses(errors.DeviceNotFound, errors.StorageError)
+)
 async def show(name: Name, request: Request) -> DeviceDetail:
     """One device."""
     return detail(await _services(request).catalog.get(name), _base(request))
@@ -87,7 +89,10 @@ async def remove(name: Name, request: Request) -> Response:
     "/{name}/events",
     response_class=StreamingResponse,
     responses={
-        200: {"content": {"text/event-stream": {}}, "description": "A `device` event for each change of the device"},
+        200: {
+            "content": {"text/event-stream": {}},
+            "description": "A `device` event for each change of the device",
+        },
         **responses(errors.DeviceNotFound),
     },
 )

@@ -1,8 +1,8 @@
 """What every request passes first, as one pure ASGI layer: header limits, tokens, and a last net for errors.
 
-uvicorn takes as many and as long header fields as a client cares to send; they are counted here. Roles: ``admin`` may do everything,
-``node`` may read devices and their bytes, ``metrics`` may read /metrics. Health needs no token. Without any configured
-token there is nothing to check.
+uvicorn takes as many and as long header fields as a client cares to send; they are counted here. Roles: ``admin`` may do
+everything, ``node`` may read devices and their bytes, ``metrics`` may read /metrics. Health needs no token. Without any
+configured token there is nothing to check.
 """
 
 from __future__ import annotations
@@ -100,4 +100,6 @@ async def answer(error: BlockgateError, send: Send, extra: Sequence[tuple[bytes,
 def _check_size(scope: Scope) -> None:
     headers = scope["headers"]
     if len(headers) > _MAX_FIELDS or sum(len(n) + len(v) for n, v in headers) > _MAX_BYTES:
-        raise HeadersTooLarge(f"at most {_MAX_FIELDS} header fields and {_MAX_BYTES} bytes of them are accepted")
+        raise HeadersTooLarge(
+            f"at most {_MAX_FIELDS} header fields and {_MAX_BYTES} bytes of them are accepted"
+        )

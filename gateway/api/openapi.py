@@ -35,7 +35,8 @@ def data_operations() -> dict[str, Any]:
             "operationId": "read_device",
             "summary": "The device",
             "description": "The device's bytes, whole or by Range (RFC 9110): one range gives 206, several give "
-            "multipart/byteranges, at most 16 after joining those that touch. A malformed Range or an unknown unit is ignored. "
+            "multipart/byteranges, at most 16 after joining those that touch. "
+            "A malformed Range or an unknown unit is ignored. "
             "Every byte is verified before it is sent; when a later part of an answer cannot be had, the connection ends "
             "short of Content-Length.",
             "parameters": _parameters(),
@@ -45,7 +46,8 @@ def data_operations() -> dict[str, Any]:
                     "description": "The range or ranges",
                     "headers": _headers()
                     | {"Content-Range": {"schema": {"type": "string"}, "description": "Of a single range"}},
-                    "content": _BINARY | {"multipart/byteranges": {"schema": {"type": "string", "format": "binary"}}},
+                    "content": _BINARY
+                    | {"multipart/byteranges": {"schema": {"type": "string", "format": "binary"}}},
                 },
                 "304": {"description": "If-None-Match names the device's content", "headers": _headers()},
                 **_failures(),
@@ -82,7 +84,10 @@ def _parameters() -> list[dict[str, Any]]:
 
 def _headers() -> dict[str, Any]:
     return {
-        "ETag": {"schema": {"type": "string"}, "description": "Strong; names the content, the same on every replica"},
+        "ETag": {
+            "schema": {"type": "string"},
+            "description": "Strong; names the content, the same on every replica",
+        },
         "Accept-Ranges": {"schema": {"type": "string", "const": "bytes"}},
         "Content-Length": {"schema": {"type": "integer"}},
     }
@@ -93,5 +98,6 @@ def _failures() -> dict[str, Any]:
     for kind in _FAILURES:
         by_status.setdefault(str(status_of(kind)), []).append(f"`{kind.code}`")
     return {
-        status: {"description": ", ".join(codes), "content": _PROBLEM} for status, codes in sorted(by_status.items())
+        status: {"description": ", ".join(codes), "content": _PROBLEM}
+        for status, codes in sorted(by_status.items())
     }

@@ -31,7 +31,10 @@ async def occupancy(request: Request) -> CacheView:
     memory, disk = store.memory, store.disk
     return CacheView(
         memory=TierView(
-            spans=len(memory), used_bytes=memory.used_bytes, budget_bytes=memory.high_bytes, evicted=memory.evicted
+            spans=len(memory),
+            used_bytes=memory.used_bytes,
+            budget_bytes=memory.high_bytes,
+            evicted=memory.evicted,
         ),
         disk=TierView(
             spans=None,
@@ -75,7 +78,9 @@ async def readyz(request: Request, response: Response, verbose: Verbose = None) 
         )
     )
     draining = bool(getattr(request.app.state, "draining", False))
-    checks.append(CheckView(name="accepting", ok=not draining, detail="draining" if draining else "accepting"))
+    checks.append(
+        CheckView(name="accepting", ok=not draining, detail="draining" if draining else "accepting")
+    )
     if not all(check.ok for check in checks):
         response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
     status = "draining" if draining else "ok" if all(check.ok for check in checks) else "failing"

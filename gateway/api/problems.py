@@ -96,6 +96,8 @@ def responses(*kinds: type[BlockgateError]) -> dict[int | str, dict[str, Any]]:
     by_status: dict[int | str, dict[str, Any]] = {}
     for kind in kinds:
         status = status_of(kind)
-        entry = by_status.setdefault(status, {"model": Problem, "description": "", "content": {MEDIA_TYPE: {}}})
+        entry = by_status.setdefault(
+            status, {"model": Problem, "description": "", "content": {MEDIA_TYPE: {}}}
+        )
         entry["description"] = ", ".join(filter(None, [entry["description"], f"`{kind.code}`"]))
     return by_status

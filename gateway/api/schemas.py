@@ -156,9 +156,16 @@ def _fields(record: DeviceRecord, base_url: str) -> dict[str, Any]:
         "block_size": BLOCK_BYTES,
         "etag": record.etag,
         "data_url": f"{base_url.rstrip('/')}/v1/devices/{record.name}/data",
-        "image": ImageView(reference=image.reference, digest=image.digest, platform=image.platform) if image else None,
-        "segments": [SegmentView(kind=s.kind, offset=s.offset, length=s.length, digest=s.digest) for s in record.segments],
-        "progress": ProgressView(phase=progress.phase, done=progress.done, total=progress.total) if progress else None,
+        "image": ImageView(reference=image.reference, digest=image.digest, platform=image.platform)
+        if image
+        else None,
+        "segments": [
+            SegmentView(kind=s.kind, offset=s.offset, length=s.length, digest=s.digest)
+            for s in record.segments
+        ],
+        "progress": ProgressView(phase=progress.phase, done=progress.done, total=progress.total)
+        if progress
+        else None,
         "error": FailureView(code=failure.code, detail=failure.detail) if failure else None,
         "created_at": record.created_at,
     }

@@ -86,8 +86,15 @@ def serve(settings: Settings) -> int:
     sock = _listen(settings)
     prepare(settings)
     host, port = sock.getsockname()[:2]
-    log.info("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}", data_dir=str(settings.data_dir))
+    log.info(
+        "listening",
+        url=f"http://{f'[{host}]' if ':' in host else host}:{port}",
+        data_dir=str(settings.data_dir),
+    )
     if settings.workers == 1:
+        # uvicorn raises the signal that ended it once more when it is done; a service that stopped as told exits with 0.
+        for ending in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(ending, lambda _signal, _frame: None)
         run_worker(settings, sock)
         return 0
     return _supervise(settings, sock)
@@ -114,6 +121,7 @@ def run_worker(settings: Settings, sock: socket.socket) -> None:
         lifespan="on",
         access_log=False,
         log_config=None,
+        proxy_headers=False,
         server_header=False,
         date_header=False,
         backlog=_BACKLOG,
@@ -135,7 +143,7 @@ def _listen(settings: Settings) -> socket.socket:
             f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; choose another with --host and --port"
         ) from error
     sock.listen(_BACKLOG)
-    sock.set_inheritable(True)  # noqa: FBT003
+    sock.set_inheritable(True)
     return sock
 
 

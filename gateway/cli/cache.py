@@ -19,7 +19,12 @@ def stat(gateway: Gateway = None, as_json: Json = False) -> None:
         dump(answer)
         return
     rows = [
-        [tier, human(answer[tier]["used_bytes"]), human(answer[tier]["budget_bytes"]), str(answer[tier]["evicted"])]
+        [
+            tier,
+            human(answer[tier]["used_bytes"]),
+            human(answer[tier]["budget_bytes"]),
+            str(answer[tier]["evicted"]),
+        ]
         for tier in ("memory", "disk")
     ]
     table(["TIER", "USED", "BUDGET", "EVICTED"], rows)

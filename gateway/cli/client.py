@@ -18,7 +18,9 @@ from gateway.errors import BlockgateError
 
 Gateway = Annotated[
     str | None,
-    typer.Option("--gateway", metavar="URL", help="The gateway; default $BLOCKGATE_URL or http://127.0.0.1:8080"),
+    typer.Option(
+        "--gateway", metavar="URL", help="The gateway; default $BLOCKGATE_URL or http://127.0.0.1:8080"
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON")]
 
@@ -42,7 +44,9 @@ class Client:
         self.url = (url or gateway_url()).rstrip("/")
         token = client_token()
         headers = {"authorization": f"Bearer {token}"} if token else {}
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=httpx.Timeout(30, read=120), trust_env=False)
+        self._http = httpx.Client(
+            base_url=self.url, headers=headers, timeout=httpx.Timeout(30, read=120), trust_env=False
+        )
 
     def call(self, method: str, path: str, **options: Any) -> Any:
         """One call; the decoded JSON, or ``None`` for an empty answer."""

@@ -26,10 +26,14 @@ def add(
     blob: Annotated[str | None, typer.Option(help="One layer, by its digest")] = None,
     layout: Annotated[str, typer.Option(help="filesystem, tar or raw")] = "filesystem",
     metadata: Annotated[Path | None, typer.Option(help="EROFS metadata to put in front", exists=True)] = None,
-    zinfo: Annotated[Path | None, typer.Option(help="Checkpoint table to use for the layer", exists=True)] = None,
+    zinfo: Annotated[
+        Path | None, typer.Option(help="Checkpoint table to use for the layer", exists=True)
+    ] = None,
     verify: Annotated[str, typer.Option(help="before or background")] = "before",
     insecure: Annotated[bool, typer.Option("--insecure", help="Speak plain HTTP to the registry")] = False,
-    credentials: Annotated[str | None, typer.Option(help="Name of credentials in the gateway's configuration")] = None,
+    credentials: Annotated[
+        str | None, typer.Option(help="Name of credentials in the gateway's configuration")
+    ] = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait until it is ready")] = False,
     gateway: Gateway = None,
     as_json: Json = False,
@@ -41,9 +45,18 @@ def add(
         raise InvalidRequest(f"--blob {blob} is not of the form sha256:<64 hexadecimal digits>")
     with connect(gateway) as client:
         body = {
-            "source": {"image": image, "platform": platform, "insecure": insecure, "credentials": credentials},
+            "source": {
+                "image": image,
+                "platform": platform,
+                "insecure": insecure,
+                "credentials": credentials,
+            },
             "layout": layout,
-            "layer": {"index": layer} if layer is not None else {"digest": blob} if blob is not None else None,
+            "layer": {"index": layer}
+            if layer is not None
+            else {"digest": blob}
+            if blob is not None
+            else None,
             "metadata": client.upload(metadata) if metadata else None,
             "zinfo": client.upload(zinfo) if zinfo else None,
             "verify": verify,
@@ -123,11 +136,16 @@ def _print(device: dict[str, Any]) -> None:
         rows += [["image", device["image"]["reference"]], ["digest", device["image"]["digest"]]]
         rows += [["platform", device["image"]["platform"]]]
     if contents := device.get("contents"):
-        rows += [["files", f"{contents['files']} ({human(contents['bytes'])})"], ["directories", str(contents["directories"])]]
+        rows += [
+            ["files", f"{contents['files']} ({human(contents['bytes'])})"],
+            ["directories", str(contents["directories"])],
+        ]
     config = device.get("image_config") or {}
     for key in ("Entrypoint", "Cmd", "WorkingDir", "User", "Env"):
         if config.get(key):
-            rows.append([key.lower(), " ".join(config[key]) if isinstance(config[key], list) else str(config[key])])
+            rows.append(
+                [key.lower(), " ".join(config[key]) if isinstance(config[key], list) else str(config[key])]
+            )
     if device["etag"]:
         rows.append(["etag", device["etag"]])
     for segment in device["segments"]:

@@ -39,7 +39,10 @@ def doctor(
     if as_json:
         dump([check._asdict() for check in checks])
     else:
-        table(["", "CHECK", ""], [["ok" if check.ok else "MISSING", check.name, check.detail] for check in checks])
+        table(
+            ["", "CHECK", ""],
+            [["ok" if check.ok else "MISSING", check.name, check.detail] for check in checks],
+        )
     return 0 if all(check.ok for check in checks) else 1
 
 
@@ -81,7 +84,9 @@ def _data_dir(settings: Settings) -> Check:
     folder = settings.data_dir
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not os.access(existing, os.W_OK):
-        return Check("data folder", ok=False, detail=f"{existing} is not writable; choose another with --data-dir")
+        return Check(
+            "data folder", ok=False, detail=f"{existing} is not writable; choose another with --data-dir"
+        )
     free = shutil.disk_usage(existing).free
     note = "" if free > _LOW_BYTES else "; little room, reads will often go to the registry"
     return Check("data folder", ok=True, detail=f"{folder}, {human(free)} free{note}")
@@ -92,7 +97,11 @@ def _files() -> Check:
 
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < _MIN_FILES:
-        return Check("open files", ok=True, detail=f"limit {soft}: enough for some hundred clients; raise it with ulimit -n")
+        return Check(
+            "open files",
+            ok=True,
+            detail=f"limit {soft}: enough for some hundred clients; raise it with ulimit -n",
+        )
     return Check("open files", ok=True, detail=f"limit {soft}")
 
 

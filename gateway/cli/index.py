@@ -26,16 +26,22 @@ _SHOWN = 10
 def build(
     layer: Annotated[Path, typer.Argument(help="A gzip file", exists=True, dir_okay=False)],
     output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the table")],
-    span_size: Annotated[str, typer.Option(help="Decoded bytes between checkpoints (erofs-utils and SOCI: 4MiB)")] = "1MiB",
+    span_size: Annotated[
+        str, typer.Option(help="Decoded bytes between checkpoints (erofs-utils and SOCI: 4MiB)")
+    ] = "1MiB",
     as_json: Json = False,
 ) -> None:
     """Write the table of a layer. Byte-identical to erofs-utils and SOCI at the same span size."""
     try:
         span_bytes = int(TypeAdapter(ByteSize).validate_python(span_size))
     except ValidationError:
-        raise InvalidRequest(f"--span-size {span_size} is no size; write for example 1MiB or 4194304") from None
+        raise InvalidRequest(
+            f"--span-size {span_size} is no size; write for example 1MiB or 4194304"
+        ) from None
     if not zinfo.WINDOW_BYTES <= span_bytes <= zinfo.MAX_SPAN_BYTES:
-        raise InvalidRequest(f"--span-size must be between {zinfo.WINDOW_BYTES} and {zinfo.MAX_SPAN_BYTES} bytes")
+        raise InvalidRequest(
+            f"--span-size must be between {zinfo.WINDOW_BYTES} and {zinfo.MAX_SPAN_BYTES} bytes"
+        )
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
         totals, count = _build(layer, temporary, span_bytes)
@@ -63,7 +69,10 @@ def build(
 
 
 @app.command("show")
-def show(file: Annotated[Path, typer.Argument(help="A zinfo file", exists=True, dir_okay=False)], as_json: Json = False) -> None:
+def show(
+    file: Annotated[Path, typer.Argument(help="A zinfo file", exists=True, dir_okay=False)],
+    as_json: Json = False,
+) -> None:
     """Check a table and show its checkpoints."""
     parsed = zinfo.parse(file.read_bytes())
     points = [{"in": p.in_offset, "out": p.out_offset, "bits": p.bits} for p in parsed]
@@ -72,7 +81,10 @@ def show(file: Annotated[Path, typer.Argument(help="A zinfo file", exists=True, 
         return
     print(f"version {parsed.version}, span size {human(parsed.span_size)}, {len(points)} checkpoints")
     shown = points if len(points) <= 2 * _SHOWN else points[:_SHOWN]
-    table(["#", "IN", "OUT", "BITS"], [[str(i), str(p["in"]), str(p["out"]), str(p["bits"])] for i, p in enumerate(shown)])
+    table(
+        ["#", "IN", "OUT", "BITS"],
+        [[str(i), str(p["in"]), str(p["out"]), str(p["bits"])] for i, p in enumerate(shown)],
+    )
     if len(shown) < len(points):
         print(f"… {len(points) - len(shown)} more; --json shows all")
 

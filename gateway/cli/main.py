@@ -9,7 +9,7 @@ import click
 import typer
 
 from gateway import __version__
-from gateway.cli import cache, device, doctor, index, metadata, serve
+from gateway.cli import cache, demo, device, doctor, index, metadata, serve
 from gateway.cli.output import fail
 from gateway.errors import BlockgateError, ConfigurationError, InvalidReference, InvalidRequest
 
@@ -27,6 +27,7 @@ app.add_typer(index.app, name="index")
 app.add_typer(metadata.app, name="metadata")
 app.add_typer(cache.app, name="cache")
 app.command("doctor")(doctor.doctor)
+app.command("demo")(demo.demo)
 
 _USAGE = (ConfigurationError, InvalidRequest, InvalidReference)
 

@@ -22,7 +22,9 @@ app = typer.Typer(help="Build EROFS metadata, offline.", no_args_is_help=True)
 
 @app.command("build")
 def build(
-    layers: Annotated[list[Path], typer.Argument(help="Layers, base first; .tar or .tar.gz", exists=True, dir_okay=False)],
+    layers: Annotated[
+        list[Path], typer.Argument(help="Layers, base first; .tar or .tar.gz", exists=True, dir_okay=False)
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the metadata")],
     as_json: Json = False,
 ) -> None:
@@ -46,7 +48,12 @@ def build(
                 raise InvalidLayer(f"{layer}: {refusal}")
             tocs.append(toc)
         built = build_file(tocs, output)
-    facts = {"metadata": str(output), "size": built.size, "layer_offsets": list(built.layer_offsets), **built.counts()}
+    facts = {
+        "metadata": str(output),
+        "size": built.size,
+        "layer_offsets": list(built.layer_offsets),
+        **built.counts(),
+    }
     if as_json:
         dump(facts)
     else:

@@ -14,9 +14,15 @@ from gateway.logs import configure
 
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1]")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on, 0 for a free one [default: 8080]")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder for catalog, indexes, artifacts and cache")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file [default: /etc/blockgate/config.toml if it exists]")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port to listen on, 0 for a free one [default: 8080]")
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder for catalog, indexes, artifacts and cache")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file [default: /etc/blockgate/config.toml if it exists]")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that serve [default: 1]")] = None,
     oci_root: Annotated[
         list[Path] | None, typer.Option(help="Folder below which OCI layouts may be registered; repeatable")

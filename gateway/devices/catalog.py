@@ -177,7 +177,9 @@ class Catalog:
 
     async def check(self) -> None:
         """Raise unless the database answers."""
-        await self._read(lambda connection: connection.execute(sa.select(sa.func.count()).select_from(devices)).scalar())
+        await self._read(
+            lambda connection: connection.execute(sa.select(sa.func.count()).select_from(devices)).scalar()
+        )
 
     def close(self) -> None:
         """Close all connections."""

@@ -52,7 +52,9 @@ class ImageAccess:
     def __init__(self, sources: Sources, source: SourceSpec) -> None:
         self.reference = parse_reference(source.image)
         self._platform = source.platform
-        self._source = sources.open_source(self.reference, insecure=source.insecure, credentials=source.credentials)
+        self._source = sources.open_source(
+            self.reference, insecure=source.insecure, credentials=source.credentials
+        )
 
     async def choose(self, spec: DeviceSpec) -> Chosen:
         """Resolve the image and pick the layers. Raises ``InvalidRequest`` when there is no such layer."""
@@ -67,7 +69,10 @@ class ImageAccess:
     def recall(facts: ImageFacts) -> Chosen:
         """What was chosen when the device was registered: a tag may have moved since."""
         layers = tuple(
-            Layer(Descriptor(row["media_type"], row["digest"], row["size"], row.get("annotations") or {}), row.get("diff_id"))
+            Layer(
+                Descriptor(row["media_type"], row["digest"], row["size"], row.get("annotations") or {}),
+                row.get("diff_id"),
+            )
             for row in facts.layers
         )
         image = Image(facts.reference, facts.digest, facts.platform, facts.config.encode(), layers)
@@ -138,12 +143,16 @@ async def compression(blob: Blob, descriptor: Descriptor) -> Kind:
     if media_type.endswith((".tar", "/x-tar")):
         return "tar"
     if media_type.endswith("+zstd"):
-        raise UnsupportedLayer(f"layer {descriptor.digest} is compressed with zstd, which is not supported yet; use layout raw")
+        raise UnsupportedLayer(
+            f"layer {descriptor.digest} is compressed with zstd, which is not supported yet; use layout raw"
+        )
     head = bytes(await blob.read(0, min(4, blob.size)))
     if head.startswith(_GZIP):
         return "gzip"
     if head.startswith(_ZSTD):
-        raise UnsupportedLayer(f"layer {descriptor.digest} is compressed with zstd, which is not supported yet; use layout raw")
+        raise UnsupportedLayer(
+            f"layer {descriptor.digest} is compressed with zstd, which is not supported yet; use layout raw"
+        )
     return "tar"
 
 
@@ -151,7 +160,9 @@ def _pick(image: Image, spec: DeviceSpec) -> tuple[Layer, ...]:
     layers: Sequence[Layer] = image.layers
     if isinstance(spec.layer, LayerByIndex):
         if spec.layer.index >= len(layers):
-            raise InvalidRequest(f"the image has {len(layers)} layers, there is no layer {spec.layer.index} (0 is the base)")
+            raise InvalidRequest(
+                f"the image has {len(layers)} layers, there is no layer {spec.layer.index} (0 is the base)"
+            )
         return (layers[spec.layer.index],)
     if isinstance(spec.layer, LayerByDigest):
         found = [layer for layer in layers if layer.descriptor.digest == spec.layer.digest]

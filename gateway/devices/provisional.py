@@ -60,7 +60,12 @@ async def gzip_header(blob: Blob) -> int:
 
 
 async def build(
-    folders: LayerFolders, blob: Blob, blob_digest: str, blob_size: int, table: zinfo.ZinfoTable, supplied_digest: str
+    folders: LayerFolders,
+    blob: Blob,
+    blob_digest: str,
+    blob_size: int,
+    table: zinfo.ZinfoTable,
+    supplied_digest: str,
 ) -> LayerIndex:
     """Make the provisional index. A zinfo does not say where the layer ends: its last span is decoded to find out."""
     if table.version == 1:
@@ -69,7 +74,12 @@ async def build(
     start, stop = compressed_range(table, last, blob_size)
     fetched = await blob.read(start, stop - start)
     tail = await asyncio.to_thread(
-        inflate_tail, fetched, table.bits[last], bytes(table.window(last)), zinfo.MAX_SPAN_BYTES, first=last == 0
+        inflate_tail,
+        fetched,
+        table.bits[last],
+        bytes(table.window(last)),
+        zinfo.MAX_SPAN_BYTES,
+        first=last == 0,
     )
     return await asyncio.to_thread(
         _write, folders, blob_digest, blob_size, table, supplied_digest, table.out_offsets[last] + len(tail)

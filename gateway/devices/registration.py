@@ -1,7 +1,7 @@
 """How a device comes to be: resolve → index each layer → metadata → segments → ready (or failed, saying why).
 
-A registration belongs to the process that holds its lock. When that process dies the kernel drops the lock, and whoever looks next
-goes on: finished layer indexes are found, an unfinished pass begins again.
+A registration belongs to the process that holds its lock. When that process dies the kernel drops the lock, and whoever
+looks next goes on: finished layer indexes are found, an unfinished pass begins again.
 """
 
 from __future__ import annotations
@@ -136,7 +136,9 @@ class Registrar:
 
     async def _fail(self, record: DeviceRecord, state: str, failure: Failure) -> None:
         try:
-            await self._catalog.update(record, state=state, failure=failure, progress=None, verification="unverified")
+            await self._catalog.update(
+                record, state=state, failure=failure, progress=None, verification="unverified"
+            )
         except StorageError as error:
             log.error("catalog", device=record.name, error=error.detail)
 
@@ -194,7 +196,12 @@ class _Registration:
         blob = self._access.blob(layer.descriptor)
         table = provisional.load(self._artifacts, self._spec.zinfo, layer.descriptor.size)
         index = await provisional.build(
-            self._ingest.folders, blob, layer.descriptor.digest, layer.descriptor.size, table, self._spec.zinfo
+            self._ingest.folders,
+            blob,
+            layer.descriptor.digest,
+            layer.descriptor.size,
+            table,
+            self._spec.zinfo,
         )
         try:
             segments, contents = await self._arrange(chosen, [index])
@@ -265,7 +272,9 @@ class _Registration:
         starts = {s.offset for s in segments if s.kind != "zero"}
         wanted = {o for o, p in zip(built.layer_offsets, pieces, strict=True) if p.size}
         if not wanted <= starts:
-            raise StorageError("the metadata places layers elsewhere than the device does; this is a defect of blockgate")
+            raise StorageError(
+                "the metadata places layers elsewhere than the device does; this is a defect of blockgate"
+            )
         return segments, built.counts()
 
     async def _generate(self, tocs: Sequence[Path]) -> tuple[str, BuiltMetadata]:
@@ -281,7 +290,9 @@ class _Registration:
         parsed = superblock.parse(data)
         metadata = await self._metadata_piece(digest)
         if parsed.devices:
-            slots = [Slot(s.uniaddr * parsed.block_size, s.blocks * parsed.block_size) for s in parsed.devices]
+            slots = [
+                Slot(s.uniaddr * parsed.block_size, s.blocks * parsed.block_size) for s in parsed.devices
+            ]
             segments = place(metadata, slots, pieces)
         else:
             segments = concatenate([metadata, *pieces])
@@ -292,7 +303,9 @@ class _Registration:
         """Metadata is cut and digested like a layer, so that it is verified like one whenever it is read."""
         blob = LocalBlob(self._artifacts.find(digest))
         try:
-            index = await self._ingest.index(blob, Promise(digest, blob.size), "raw", progress=lambda _done, _all: None)
+            index = await self._ingest.index(
+                blob, Promise(digest, blob.size), "raw", progress=lambda _done, _all: None
+            )
         finally:
             await blob.aclose()
         index.close()

@@ -1,7 +1,7 @@
 """The address space of a device as a list of segments. PURE.
 
-A segment is a run of device bytes that comes from one place: EROFS metadata, the decoded bytes of a layer, a blob as it is, or
-zeros. Segments are contiguous from 0 to the device's size, a multiple of 512.
+A segment is a run of device bytes that comes from one place: EROFS metadata, the decoded bytes of a layer, a blob as it
+is, or zeros. Segments are contiguous from 0 to the device's size, a multiple of 512.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ def place(metadata: Piece, slots: Sequence[Slot], layers: Sequence[Piece]) -> li
     for i in order:
         slot, layer = slots[i], layers[i]
         if slot.offset < end:
-            raise InvalidMetadata(f"slot {i} of the device table begins at byte {slot.offset}, inside of what is before it")
+            raise InvalidMetadata(
+                f"slot {i} of the device table begins at byte {slot.offset}, inside of what is before it"
+            )
         if slot.length > padded(layer.size):
             raise InvalidMetadata(
                 f"slot {i} of the device table is {slot.length} bytes long, its layer has only {layer.size}: "

@@ -10,13 +10,13 @@ from typing import Any
 
 import structlog
 
+from gateway.artifacts import Artifacts, LocalBlob
 from gateway.devices import provisional
 from gateway.devices.catalog import Catalog
 from gateway.devices.device import Device
 from gateway.devices.images import ImageAccess, Sources
 from gateway.devices.records import SERVING, DeviceRecord, Failure
 from gateway.devices.segments import Segment
-from gateway.artifacts import Artifacts, LocalBlob
 from gateway.errors import (
     BlockgateError,
     DeviceFailed,
@@ -47,7 +47,12 @@ class Shelf:
     """Gives out devices that can be read. One event loop."""
 
     def __init__(
-        self, catalog: Catalog, store: SpanStore, folders: LayerFolders, artifacts: Artifacts, sources: Sources
+        self,
+        catalog: Catalog,
+        store: SpanStore,
+        folders: LayerFolders,
+        artifacts: Artifacts,
+        sources: Sources,
     ) -> None:
         self._catalog = catalog
         self._store = store
@@ -104,7 +109,9 @@ class Shelf:
     async def _make(self, record: DeviceRecord) -> tuple[Device, list[LayerIndex]]:
         assert record.image is not None  # noqa: S101 - a device that serves has one
         access = ImageAccess(self._sources, record.spec.source)
-        descriptors = {layer.descriptor.digest: layer.descriptor for layer in access.recall(record.image).layers}
+        descriptors = {
+            layer.descriptor.digest: layer.descriptor for layer in access.recall(record.image).layers
+        }
         layers: list[SpanLayer | None] = []
         indexes: list[LayerIndex] = []
         for segment in record.segments:
@@ -139,11 +146,14 @@ class Shelf:
         if index is not None:
             return index, True
         if record.verification == "verifying" and record.spec.zinfo is not None:
-            index = LayerIndex.open(self._folders.path(segment.digest, provisional.name_of(record.spec.zinfo)))
+            index = LayerIndex.open(
+                self._folders.path(segment.digest, provisional.name_of(record.spec.zinfo))
+            )
             if index is not None:
                 return index, False
         raise StorageError(
-            f"the index of layer {segment.digest} is missing from the data folder; delete device {record.name!r} and register it again"
+            f"the index of layer {segment.digest} is missing from the data folder; "
+            f"delete device {record.name!r} and register it again"
         )
 
     def _drop(self, name: str) -> None:
@@ -162,7 +172,9 @@ class Shelf:
         failure = None if error is None else Failure(error.code, error.detail)
         before, after = ("degraded", "ready") if error is None else ("ready", "degraded")
         try:
-            if await self._catalog.update(record, only_from=frozenset({before}), state=after, failure=failure):
+            if await self._catalog.update(
+                record, only_from=frozenset({before}), state=after, failure=failure
+            ):
                 log.warning("health", device=record.name, state=after, code=failure.code if failure else None)
         except StorageError as trouble:
             log.warning("catalog", device=record.name, error=trouble.detail)

@@ -29,7 +29,9 @@ class SourceSpec(_Strict):
     image: Annotated[str, StringConstraints(min_length=1, max_length=1024)] = Field(
         description="An image reference (`docker.io/library/python:3.12`, `host:port/name@sha256:…`) or `oci:DIR[:TAG]`"
     )
-    platform: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+/[a-z0-9_]+(/[a-z0-9_.]+)?$")] = "linux/amd64"
+    platform: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+/[a-z0-9_]+(/[a-z0-9_.]+)?$")] = (
+        "linux/amd64"
+    )
     insecure: bool = Field(default=False, description="Speak plain HTTP to the registry")
     credentials: Annotated[str, StringConstraints(max_length=128)] | None = Field(
         default=None,
@@ -57,7 +59,9 @@ class DeviceSpec(_Strict):
     layout: Layout = "filesystem"
     layer: LayerByIndex | LayerByDigest | None = None
     metadata: Digest | None = Field(default=None, description="An uploaded EROFS image to put in front")
-    zinfo: Digest | None = Field(default=None, description="An uploaded checkpoint table to use for the layer")
+    zinfo: Digest | None = Field(
+        default=None, description="An uploaded checkpoint table to use for the layer"
+    )
     verify: Verify = Field(
         default="before",
         description="`before`: a full pass proves a supplied zinfo before the device is ready; `background`: it serves at "

@@ -17,14 +17,16 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gateway.errors import CorruptStream, InvalidLayer
+from gateway.errors import CorruptStream
 from gateway.gzran import libz
 from gateway.gzran.placement import UNLIMITED, ByTable, EverySpan, Placement, Run
-from gateway.gzran.zinfo import MAX_SPAN_BYTES, WINDOW_BYTES, Checkpoint, ZinfoTable
-
-#: A span's compressed bytes are fetched in one piece. Blocks that only grow it (empty ones) are
-#: not endless: twice the output cap is far above what any compressor writes.
-MAX_SPAN_COMPRESSED_BYTES = 2 * MAX_SPAN_BYTES
+from gateway.gzran.zinfo import (
+    MAX_SPAN_BYTES,
+    MAX_SPAN_COMPRESSED_BYTES,
+    WINDOW_BYTES,
+    Checkpoint,
+    ZinfoTable,
+)
 
 #: Output per call of libz. Fits the processor's cache together with what is done to it next.
 _OUTPUT_BYTES = 256 * 1024
@@ -94,8 +96,11 @@ class CheckpointBuilder:
         """Take the next piece of the blob.
 
         Raises ``CorruptStream`` naming the compressed offset, ``InvalidZinfo`` naming the expected
-        checkpoint that is none, ``InvalidLayer`` when a span grows beyond its cap.
+        checkpoint that is none. A span that grows beyond its cap is ``InvalidLayer``: one deflate block is
+        too large (``InvalidZinfo`` with ``expected``, whose last checkpoint is too early).
         """
+        if not self._release.alive:
+            raise ValueError("the stream was declared complete; it takes no more data")
         chunk = data if isinstance(data, bytes) else bytes(data)
         # Points into `chunk`, which this call keeps alive.
         address = ctypes.cast(ctypes.c_char_p(chunk), ctypes.c_void_p).value or 0
@@ -141,7 +146,7 @@ class CheckpointBuilder:
         stream.next_in, stream.avail_in = address, given_in
         stream.next_out, stream.avail_out = self._address + self._filled, given_out
         code = self._libz.inflate(self._pointer, libz.Z_BLOCK if run is None else libz.Z_NO_FLUSH)
-        taken = given_in - stream.avail_in
+        taken: int = given_in - stream.avail_in
         self._in += taken
         self._filled += given_out - stream.avail_out
         if code == libz.Z_STREAM_END:
@@ -186,14 +191,14 @@ class CheckpointBuilder:
 
     def _check_span(self) -> None:
         if self._out - self._last.out_offset > MAX_SPAN_BYTES:
-            raise InvalidLayer(
-                f"no checkpoint can be set within {MAX_SPAN_BYTES} bytes behind out {self._last.out_offset}: "
-                "the gzip stream has too large a block there"
+            raise self._placement.oversized(
+                f"more than {MAX_SPAN_BYTES} bytes follow on the checkpoint at out {self._last.out_offset} "
+                "without another one"
             )
         if self._in - self._last.in_offset > MAX_SPAN_COMPRESSED_BYTES:
-            raise InvalidLayer(
-                f"the span at out {self._last.out_offset} takes more than {MAX_SPAN_COMPRESSED_BYTES} "
-                "compressed bytes"
+            raise self._placement.oversized(
+                f"more than {MAX_SPAN_COMPRESSED_BYTES} compressed bytes follow on the checkpoint at "
+                f"in {self._last.in_offset} without another one"
             )
 
     def _hand_out(self) -> None:

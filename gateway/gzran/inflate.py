@@ -2,7 +2,7 @@
 
 A checkpoint may stand inside of a byte. Shifting the bytes that follow is wrong: stored blocks are aligned
 to bytes of the original stream. So the stream is completed in front: a constant prefix of *empty,
-non-final deflate blocks* fills the bits of the first byte that belong to the block before. Two kinds are enough:
+non-final deflate blocks* fills the bits of the first byte that belong to the block before. Two kinds do:
 
 - an empty block with fixed Huffman codes is 10 bits long (RFC 1951, 3.2.6) and serves even numbers of bits;
 - an empty block with dynamic codes (3.2.7) can be made 93 bits long and makes the number odd.
@@ -12,56 +12,14 @@ Then plain raw inflate goes on, with the window as its dictionary.
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable
-from typing import Protocol
-
-from isal import igzip_lib
-
 from gateway.errors import CorruptStream
+from gateway.gzran.backends import DEFAULT, ERRORS, Backend, Buffer, Inflater
 from gateway.gzran.gzip import TRAILER_BYTES, gzip_header_length
-
-Buffer = bytes | memoryview
 
 _BYTE_BITS = 8
 #: First piece of a further member; doubles while it lasts. What follows a member's end is copied by
 #: the libraries, so that feeding all of it to each of a million tiny members would be quadratic.
 _FIRST_PIECE_BYTES = 4096
-
-
-class Inflater(Protocol):
-    """Raw inflate of one deflate stream."""
-
-    @property
-    def eof(self) -> bool:
-        """Whether the final block has ended."""
-        ...
-
-    @property
-    def unused_data(self) -> bytes:
-        """What was fed behind the final block."""
-        ...
-
-    def decompress(self, data: Buffer, max_length: int) -> bytes:
-        """Return at most ``max_length`` bytes, and as many as ``data`` yields."""
-        ...
-
-
-Backend = Callable[[Buffer], Inflater]
-_ERRORS = (zlib.error, igzip_lib.error)
-
-
-def igzip(window: Buffer) -> Inflater:
-    """Raw inflate by Intel's libisal: twice as fast as zlib."""
-    inflater: Inflater = igzip_lib.IgzipDecompressor(igzip_lib.DECOMP_DEFLATE, zlib.MAX_WBITS, window)
-    return inflater
-
-
-def stdlib(window: Buffer) -> Inflater:
-    """Raw inflate by Python's own zlib."""
-    if window:
-        return zlib.decompressobj(-zlib.MAX_WBITS, zdict=window)
-    return zlib.decompressobj(-zlib.MAX_WBITS)
 
 
 def inflate_span(
@@ -72,7 +30,7 @@ def inflate_span(
     *,
     first: bool = False,
     exact: bool = False,
-    backend: Backend = igzip,
+    backend: Backend = DEFAULT,
 ) -> bytes:
     """Inflate exactly ``length`` bytes from a checkpoint.
 
@@ -102,7 +60,7 @@ def inflate_tail(
     max_length: int,
     *,
     first: bool = False,
-    backend: Backend = igzip,
+    backend: Backend = DEFAULT,
 ) -> bytes:
     """Inflate from a checkpoint to the end of the blob, whose length nobody knows yet.
 
@@ -123,7 +81,7 @@ def _inflate(compressed: Buffer, bits: int, window: Buffer, wanted: int, backend
         output = inflater.decompress(compressed, wanted)
         if inflater.eof and len(output) < wanted:
             output = _further_members(inflater, compressed, output, wanted, backend)
-    except _ERRORS as error:
+    except ERRORS as error:
         raise CorruptStream(f"the deflate stream of the span is corrupt: {error}") from error
     return output
 
@@ -154,11 +112,16 @@ def _further_members(
 
 
 def _next_member(view: memoryview, position: int) -> int | None:
-    """Where the deflate stream of the member at ``position`` begins; ``None`` at the end or in its padding."""
+    """Where the deflate stream of the member at ``position`` begins; ``None`` at the end or in padding."""
     if position >= len(view) or view[position] == 0:
         return None
     header = gzip_header_length(view[position:])
     return None if header is None else position + header
+
+
+def byte_aligned(compressed: Buffer, bits: int) -> bytes:
+    """``compressed`` as a stream that any raw inflate reads from its first byte on (copies it)."""
+    return _prefix(bits, compressed[0]) + bytes(compressed[1:]) if bits else bytes(compressed)
 
 
 def _prefix(bits: int, byte: int) -> bytes:

@@ -60,7 +60,8 @@ def load() -> ctypes.CDLL:
             continue
         return library
     raise ImportError(
-        "the zlib C library is missing: install libz.so.1 (Debian, Ubuntu: zlib1g; Fedora: zlib-ng-compat; Alpine: zlib)"
+        "the zlib C library is missing: install libz.so.1 "
+        "(Debian, Ubuntu: zlib1g; Fedora: zlib-ng-compat; Alpine: zlib)"
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from gateway.errors import InvalidZinfo
+from gateway.errors import InvalidLayer, InvalidZinfo, UsageError
 from gateway.gzran.zinfo import Checkpoint, ZinfoTable
 
 #: More than any stream has left; fits what a C ``unsigned int`` holds.
@@ -38,7 +38,11 @@ class Placement(Protocol):
         ...
 
     def is_checkpoint(self, boundary: Checkpoint) -> bool:
-        """Whether a checkpoint falls on this boundary (a block's start, or right behind a member's header)."""
+        """Whether a checkpoint falls here: a block's start, or right behind a member's header."""
+        ...
+
+    def oversized(self, found: str) -> UsageError:
+        """The error for a span beyond its cap."""
         ...
 
 
@@ -46,7 +50,8 @@ class EverySpan:
     """The rule of zran, SOCI and erofs-utils.
 
     The first checkpoint stands right behind the first gzip header; each further one on the first boundary
-    that is more than ``span_size`` bytes of output behind the last.
+    that is more than ``span_size`` bytes of output behind the last. (zran also takes every boundary before
+    the first byte of output, where they are worth nothing; erofs-utils does not.)
     """
 
     def __init__(self, span_size: int) -> None:
@@ -55,18 +60,25 @@ class EverySpan:
         self._near = True
 
     def run(self, in_offset: int, out_offset: int) -> Run | None:
+        """Up to ``span_size`` behind the last checkpoint, then boundary by boundary."""
         del in_offset
         return None if self._near else Run(UNLIMITED, self._limit - out_offset)
 
     def blocked(self) -> None:
+        """Every boundary from here on lies more than ``span_size`` behind the last checkpoint."""
         self._near = True
 
     def is_checkpoint(self, boundary: Checkpoint) -> bool:
+        """Whether ``boundary`` is far enough behind the last checkpoint."""
         if boundary.out_offset <= self._limit:
             return False
         self._limit = boundary.out_offset + self._span_size
         self._near = False
         return True
+
+    def oversized(self, found: str) -> UsageError:
+        """The layer is to blame: one of its deflate blocks is too large, or endless ones are empty."""
+        return InvalidLayer(f"the gzip layer cannot be cut into spans: {found}")
 
 
 class ByTable:
@@ -82,6 +94,7 @@ class ByTable:
         return self._next == len(self._table)
 
     def run(self, in_offset: int, out_offset: int) -> Run | None:
+        """Up to the byte that the next expected checkpoint's last bit is in."""
         if self.complete:
             return Run(UNLIMITED, UNLIMITED)
         target = self._table.checkpoint(self._next)
@@ -95,15 +108,20 @@ class ByTable:
         """Nothing to do: runs end by input."""
 
     def is_checkpoint(self, boundary: Checkpoint) -> bool:
+        """Whether ``boundary`` is the next expected checkpoint; ``InvalidZinfo`` when it is past it."""
         target = self._table.checkpoint(self._next)
         if boundary == target:
             self._next += 1
             return True
-        if boundary.in_offset * 8 - boundary.bits < target.in_offset * 8 - target.bits:
+        if boundary.bit_position < target.bit_position:
             return False
         raise self.refusal(
             f"the next one starts at in {boundary.in_offset}, bits {boundary.bits}, out {boundary.out_offset}"
         )
+
+    def oversized(self, found: str) -> UsageError:
+        """The table is to blame."""
+        return InvalidZinfo(f"zinfo checkpoint {max(self._next - 1, 0)} is too early to be the last: {found}")
 
     def refusal(self, found: str) -> InvalidZinfo:
         """The error for the checkpoint that is looked for, telling what was found in its place."""

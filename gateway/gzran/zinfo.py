@@ -19,7 +19,7 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from gateway.errors import InvalidZinfo
 
@@ -33,6 +33,9 @@ ZERO_WINDOW = bytes(WINDOW_BYTES)
 #: Limits on a table that somebody hands in.
 MAX_CHECKPOINTS = 65_536
 MAX_SPAN_BYTES = 64 * 1024 * 1024
+#: A span is fetched in one piece. Incompressible data grows by a thousandth; only endless empty blocks or
+#: members come anywhere near twice the most that a span may hold.
+MAX_SPAN_COMPRESSED_BYTES = 2 * MAX_SPAN_BYTES
 #: Deflate cannot expand further: one bit each for a length and a distance code make 258 bytes.
 MAX_EXPANSION = 1032
 #: ``in`` of the checkpoint that version 1 leaves out, as long as the blob's header is unknown.
@@ -44,8 +47,7 @@ _RECORD = struct.Struct(f"<QQB{WINDOW_BYTES}x")
 _MAX_BITS = 7
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
+class Checkpoint(NamedTuple):
     """A place at which inflating can begin; its window is kept apart.
 
     ``in_offset``: compressed offset of the first whole byte. ``out_offset``: uncompressed offset.
@@ -55,6 +57,11 @@ class Checkpoint:
     in_offset: int
     out_offset: int
     bits: int
+
+    @property
+    def bit_position(self) -> int:
+        """Compressed offset in bits."""
+        return self.in_offset * 8 - self.bits
 
 
 class ZinfoTable:
@@ -169,53 +176,53 @@ def _read_header(view: memoryview, max_checkpoints: int) -> tuple[int, int, int]
 
 
 def _check(table: ZinfoTable, blob_size: int | None, max_span_bytes: int) -> None:
-    previous = Checkpoint(0, 0, 0)
+    previous: Checkpoint | None = None
     for index, point in enumerate(table):
-        rule = _broken_rule(point, previous, blob_size, max_span_bytes, first=index == 0)
-        if rule:
+        rule = _broken_alone(point, blob_size)
+        if rule is None and previous is None and point.out_offset != 0:
+            rule = f"out of the first checkpoint is {point.out_offset}, not 0"
+        if rule is None and previous is not None:
+            rule = _broken_behind(point, previous, max_span_bytes)
+        if rule is not None:
             raise InvalidZinfo(f"zinfo checkpoint {index}: {rule}")
         previous = point
+    if blob_size is not None and blob_size - table.in_offsets[-1] > MAX_SPAN_COMPRESSED_BYTES:
+        raise InvalidZinfo(
+            f"zinfo checkpoint {len(table) - 1}: its span takes more than {MAX_SPAN_COMPRESSED_BYTES} "
+            "compressed bytes"
+        )
 
 
-def _broken_rule(
-    point: Checkpoint, previous: Checkpoint, blob_size: int | None, max_span_bytes: int, *, first: bool
-) -> str | None:
-    position = point.in_offset * 8 - point.bits
-    previous_position = previous.in_offset * 8 - previous.bits
-    checks = (
-        (point.bits > _MAX_BITS, f"bits is {point.bits}, the most is {_MAX_BITS}"),
-        (point.bits > 0 and point.in_offset == 0, f"bits is {point.bits}, but no byte comes before in 0"),
-        (first and point.out_offset != 0, f"out of the first checkpoint is {point.out_offset}, not 0"),
-        (
-            blob_size is not None and point.in_offset > blob_size,
-            f"in {point.in_offset} is behind the end of the blob ({blob_size} bytes)",
-        ),
-        (
-            blob_size is not None and point.out_offset > MAX_EXPANSION * blob_size,
-            f"out {point.out_offset} is more than {MAX_EXPANSION} times the blob ({blob_size} bytes)",
-        ),
-        (
-            point.in_offset < previous.in_offset,
-            f"in {point.in_offset} is before in {previous.in_offset} of the previous one: "
-            "in must not decrease",
-        ),
-        (
-            point.out_offset < previous.out_offset,
-            f"out {point.out_offset} is before out {previous.out_offset} of the previous one: "
-            "out must not decrease",
-        ),
-        # Equal `out` is legal (an empty member or block between them), but even that takes some bits.
-        (
-            not first and position <= previous_position,
-            f"in {point.in_offset}, bits {point.bits} is no later bit of the blob than the previous one",
-        ),
-        (
-            point.out_offset - previous.out_offset > max_span_bytes,
-            f"the span before it holds {point.out_offset - previous.out_offset} bytes, "
-            f"the most is {max_span_bytes}",
-        ),
-    )
-    return next((text for broken, text in checks if broken), None)
+def _broken_alone(point: Checkpoint, blob_size: int | None) -> str | None:
+    """The rule that a checkpoint breaks by itself."""
+    if point.bits > _MAX_BITS:
+        return f"bits is {point.bits}, the most is {_MAX_BITS}"
+    if point.bits and not point.in_offset:
+        return f"bits is {point.bits}, but no byte comes before in 0"
+    if blob_size is not None and point.in_offset > blob_size:
+        return f"in {point.in_offset} is behind the end of the blob ({blob_size} bytes)"
+    if blob_size is not None and point.out_offset > MAX_EXPANSION * blob_size:
+        return f"out {point.out_offset} is more than {MAX_EXPANSION} times the blob ({blob_size} bytes)"
+    return None
+
+
+def _broken_behind(point: Checkpoint, previous: Checkpoint, max_span_bytes: int) -> str | None:
+    """The rule that a checkpoint breaks by standing behind ``previous``."""
+    span_bytes = point.out_offset - previous.out_offset
+    if point.in_offset < previous.in_offset:
+        return f"in {point.in_offset} is before the previous one's {previous.in_offset}, it must not decrease"
+    if span_bytes < 0:
+        return (
+            f"out {point.out_offset} is before the previous one's {previous.out_offset}, it must not decrease"
+        )
+    if point.bit_position <= previous.bit_position:
+        # Equal `out` is legal (an empty member or block lies between), but even that takes some bits.
+        return f"in {point.in_offset}, bits {point.bits} is no later bit of the blob than the previous one"
+    if span_bytes > max_span_bytes:
+        return f"the span before it holds {span_bytes} bytes, the most is {max_span_bytes}"
+    if point.in_offset - previous.in_offset > MAX_SPAN_COMPRESSED_BYTES:
+        return f"the span before it takes more than {MAX_SPAN_COMPRESSED_BYTES} compressed bytes"
+    return None
 
 
 def header(have: int, span_size: int) -> bytes:

@@ -24,7 +24,9 @@ def decompressed(layer: Path) -> Iterator[tuple[int, bytes]]:
                 done += len(piece)
             return
         pending: list[bytes] = []
-        builder = CheckpointBuilder(MAX_SPAN_BYTES // 2, lambda view: pending.append(bytes(view)), lambda *_: None)
+        builder = CheckpointBuilder(
+            MAX_SPAN_BYTES // 2, lambda view: pending.append(bytes(view)), lambda *_: None
+        )
         while piece:
             builder.feed(piece)
             yield done, b"".join(pending)

@@ -104,8 +104,10 @@ class Ingest:
     @asynccontextmanager
     async def _turn(self, blob: str, name: str) -> AsyncIterator[None]:
         """Only one pass per layer at a time, in this process and in others."""
-        while (fd := self.folders.try_lock(blob, name)) is None:
-            await asyncio.sleep(_LOCK_POLL_SECONDS)
+        while (  # noqa: ASYNC110
+            fd := self.folders.try_lock(blob, name)
+        ) is None:
+            await asyncio.sleep(_LOCK_POLL_SECONDS)  # the holder may be another process
         try:
             yield
         finally:

@@ -1,7 +1,7 @@
 """The digest lane: a second thread that hashes what the first one downloads and inflates.
 
-Inflating and hashing take about as long as each other; on two threads the pass is as fast as the slower of them. The lane takes
-bytes in order and cuts them into spans where it is told to. Its queue is short, so memory stays constant.
+Inflating and hashing take about as long as each other; on two threads the pass is as fast as the slower of them. The
+lane takes bytes in order and cuts them into spans where it is told to. Its queue is short, so memory stays constant.
 """
 
 from __future__ import annotations

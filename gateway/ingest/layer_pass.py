@@ -66,7 +66,9 @@ class LayerPass:
         self._builder: CheckpointBuilder | None = None
         if kind == "gzip":
             folder.begin_checkpoints(self._span_size)
-            self._builder = CheckpointBuilder(self._span_size, self._output, self._checkpoint, expected=supplied)
+            self._builder = CheckpointBuilder(
+                self._span_size, self._output, self._checkpoint, expected=supplied
+            )
 
     def feed(self, data: bytes) -> None:
         """The next bytes of the blob. Raises ``IntegrityError``, ``InvalidLayer`` or ``InvalidZinfo``."""
@@ -83,7 +85,9 @@ class LayerPass:
     def finish(self) -> LayerFacts:
         """The blob is complete: check every promise, write the folder, give it its name."""
         if self._fed != self._promise.size:
-            raise BlobMismatch(f"the blob ended after {self._fed} of the {self._promise.size} bytes of its descriptor")
+            raise BlobMismatch(
+                f"the blob ended after {self._fed} of the {self._promise.size} bytes of its descriptor"
+            )
         members = 0
         if self._builder is not None:
             members = self._builder.finish().members
@@ -93,11 +97,14 @@ class LayerPass:
         self._lane.close()
         blob_digest = f"sha256:{self._blob.hexdigest() if self._builder else self._decoded.hexdigest()}"
         if blob_digest != self._promise.digest:
-            raise BlobMismatch(f"the blob's digest is {blob_digest}, its descriptor says {self._promise.digest}")
+            raise BlobMismatch(
+                f"the blob's digest is {blob_digest}, its descriptor says {self._promise.digest}"
+            )
         decoded_digest = f"sha256:{self._decoded.hexdigest()}"
         if self._promise.diff_id is not None and decoded_digest != self._promise.diff_id:
             raise DiffIdMismatch(
-                f"the decompressed layer's digest is {decoded_digest}, the image's configuration says {self._promise.diff_id}"
+                f"the decompressed layer's digest is {decoded_digest}, "
+                f"the image's configuration says {self._promise.diff_id}"
             )
         toc_error = self._contents.finish() if self._contents else None
         table = SpanTable.of(self._spans())

@@ -87,7 +87,9 @@ async def build_in_process(tocs: Sequence[Path], output: Path) -> BuiltMetadata:
     try:
         facts: dict[str, Any] = json.loads(answer)
     except ValueError:
-        raise StorageError(f"building the metadata ended with status {process.returncode}; see the gateway's log") from None
+        raise StorageError(
+            f"building the metadata ended with status {process.returncode}; see the gateway's log"
+        ) from None
     if "error" in facts:
         kinds: dict[str, type[BlockgateError]] = {kind.code: kind for kind in (InvalidLayer, StorageError)}
         raise kinds.get(facts["code"], StorageError)(facts["error"])

@@ -116,7 +116,7 @@ class DiskTier:
         """Numbers of the spans of one layer index that lie on disk."""
         folder = self._path(SpanKey(blob, index_id, 0)).parent
         try:
-            names = os.listdir(folder)
+            names = [path.name for path in folder.iterdir()]
         except OSError:
             return set()
         return {int(name.removesuffix(_SUFFIX), 16) for name in names if name.endswith(_SUFFIX)}

@@ -83,7 +83,9 @@ class LayerIndex:
         try:
             facts = LayerFacts.model_validate_json(text)
             if hashlib.sha256(records).hexdigest() != facts.spans_sha256:
-                raise StorageError(f"{folder / SPANS} does not have its digest; remove the folder to index again")
+                raise StorageError(
+                    f"{folder / SPANS} does not have its digest; remove the folder to index again"
+                )
             table = SpanTable(records)
         except (ValidationError, ValueError) as error:
             raise StorageError(f"{folder} is damaged; remove it to index the layer again") from error
@@ -107,7 +109,9 @@ class Windows:
             finally:
                 os.close(fd)
         except (OSError, ValueError) as error:
-            raise StorageError(f"{path} cannot be read; remove its folder to index the layer again") from error
+            raise StorageError(
+                f"{path} cannot be read; remove its folder to index the layer again"
+            ) from error
 
     def window(self, index: int) -> bytes:
         """The window of checkpoint ``index``."""

@@ -1,7 +1,7 @@
 """The span store: one fetch per span, verified before anybody sees it, kept in memory and on disk.
 
-The way of a miss: table of fetches in flight (one per span in this process) → disk → the span's lock (one fetch per span among
-all workers) → disk again if another worker had it → one range from the source → digest → inflate → digest →
+The way of a miss: table of fetches in flight (one per span in this process) → disk → the span's lock (one fetch per span
+among all workers) → disk again if another worker had it → one range from the source → digest → inflate → digest →
 chain → memory → readers → disk. Readers wait on a future, never on the task that fills it: cancelling one, the first
 included, disturbs nobody.
 """
@@ -121,7 +121,8 @@ class SpanStore:
         if self.flying_bytes > self._flying_limit:
             self.counts.shed += 1
             raise Overloaded(
-                f"{self.flying_bytes >> 20} MiB are being fetched already; try again shortly", retry_after_seconds=1
+                f"{self.flying_bytes >> 20} MiB are being fetched already; try again shortly",
+                retry_after_seconds=1,
             )
         return self._start(layer, key)
 

@@ -13,8 +13,21 @@ from dataclasses import dataclass, field
 from struct import unpack_from
 
 ReadAt = Callable[[int, int], bytes]
-PREFIX = {1: b"user.", 2: b"system.posix_acl_access", 3: b"system.posix_acl_default", 4: b"trusted.", 6: b"security."}
-DIRENT_TYPE = {1: stat.S_IFREG, 2: stat.S_IFDIR, 3: stat.S_IFCHR, 4: stat.S_IFBLK, 5: stat.S_IFIFO, 7: stat.S_IFLNK}
+PREFIX = {
+    1: b"user.",
+    2: b"system.posix_acl_access",
+    3: b"system.posix_acl_default",
+    4: b"trusted.",
+    6: b"security.",
+}
+DIRENT_TYPE = {
+    1: stat.S_IFREG,
+    2: stat.S_IFDIR,
+    3: stat.S_IFCHR,
+    4: stat.S_IFBLK,
+    5: stat.S_IFIFO,
+    7: stat.S_IFLNK,
+}
 
 
 @dataclass
@@ -49,7 +62,9 @@ class Volume:
         assert unpack_from("<I", sb, 0)[0] == 0xE0F5E1E2
         self.bs = 1 << sb[12]
         (self.root,) = unpack_from("<H", sb, 14)
-        self.inos, self.epoch, self.epoch_ns, self.blocks, self.meta, self.xattr = unpack_from("<QQIIII", sb, 16)
+        self.inos, self.epoch, self.epoch_ns, self.blocks, self.meta, self.xattr = unpack_from(
+            "<QQIIII", sb, 16
+        )
         (self.incompat,) = unpack_from("<I", sb, 80)
         count, slot = unpack_from("<HH", sb, 86)
         self.slots = []
@@ -132,6 +147,8 @@ class Volume:
     @staticmethod
     def one_xattr(raw: bytes) -> tuple[dict[bytes, bytes], int]:
         name_length, index, value_length = unpack_from("<BBH", raw)
+        if raw[:4] == bytes(4):
+            return {}, 4  # where mkfs.erofs stripped one
         name = PREFIX[index] + raw[4 : 4 + name_length]
         end = 4 + name_length + value_length
         return {name: raw[4 + name_length : end]}, end + -end % 4
@@ -145,7 +162,9 @@ class Volume:
             heads = [unpack_from("<QHB", block, 12 * i) for i in range(first // 12)]
             ends = [head[1] for head in heads[1:]]
             ends.append(len(block.rstrip(b"\0")))
-            found += [(block[begin:end], nid, kind) for (nid, begin, kind), end in zip(heads, ends, strict=True)]
+            found += [
+                (block[begin:end], nid, kind) for (nid, begin, kind), end in zip(heads, ends, strict=True)
+            ]
         return found
 
 
@@ -164,7 +183,9 @@ def read_tree(read: ReadAt) -> dict[bytes, Node]:
         if not stat.S_ISDIR(node.mode):
             continue
         names = volume.listing(node)
-        assert [name for name, _, _ in names] == sorted({name for name, _, _ in names}), f"{path!r} is not sorted"
+        assert [name for name, _, _ in names] == sorted({name for name, _, _ in names}), (
+            f"{path!r} is not sorted"
+        )
         dots = {name: at for name, at, _ in names if name in (b".", b"..")}
         assert dots == {b".": nid, b"..": parent}, path
         prefix = path + b"/" if path else b""

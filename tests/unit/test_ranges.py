@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,7 +53,7 @@ def test_a_valid_range_selects_these_bytes(header, expected):
         "bytes=a-b",
         "bytes=1_0-1_2",
         "bytes=+1-+3",
-        "bytes=٠-٩",
+        "bytes=\u0660-\u0669",
         "bytes=1 - 2",
         "bytes=2-1",
         "bytes=-",
@@ -107,7 +109,9 @@ def test_any_text_gives_ranges_inside_of_the_device_or_nothing(text, size):
 
 @given(
     st.integers(1, 300),
-    st.lists(st.tuples(st.integers(0, 400), st.one_of(st.none(), st.integers(0, 50))), min_size=1, max_size=12),
+    st.lists(
+        st.tuples(st.integers(0, 400), st.one_of(st.none(), st.integers(0, 50))), min_size=1, max_size=12
+    ),
 )
 def test_the_bytes_selected_are_those_of_each_spec_and_no_other(size, specs):
     header = "bytes=" + ",".join(f"{a}-{'' if n is None else a + n}" for a, n in specs)
@@ -119,7 +123,7 @@ def test_the_bytes_selected_are_those_of_each_spec_and_no_other(size, specs):
     found = parse_range(header, size)
     assert found is not None
     assert {b for start, stop in found for b in range(start, stop)} == wanted
-    assert all(a[1] < b[0] for a, b in zip(found, found[1:], strict=False))
+    assert all(a[1] < b[0] for a, b in pairwise(found))
 
 
 def test_content_range_is_inclusive():

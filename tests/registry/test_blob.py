@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import traceback
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -18,6 +20,7 @@ from gateway.errors import (
     RegistryTimeout,
     RegistryUnauthorized,
     TruncatedBody,
+    UpstreamError,
     WrongRange,
 )
 from gateway.registry.blob import MinimumRate
@@ -295,6 +298,26 @@ async def test_a_signed_url_that_stays_refused_is_an_error_without_its_query(
     with pytest.raises(RegistryUnauthorized) as caught:
         await blob.read(0, 10)
     assert "Signature" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "fault", [faults.reset(), faults.truncate(after=1), faults.stall(), faults.status(500), None]
+)
+async def test_a_signed_url_is_in_no_log_and_no_traceback(
+    registry, make_registries, open_layer, caplog, fault
+):
+    caplog.set_level(logging.DEBUG)
+    registry.redirects = True
+    blob = await open_layer(make_registries(policy=RetryPolicy(attempts=1, attempt_seconds=0.5)))
+    if fault is None:
+        await blob.read(0, 10)
+    else:
+        registry.inject(fault, times=None, matching=lambda request: request.to_storage)
+        with pytest.raises(UpstreamError) as caught:
+            await blob.read(0, 10)
+        assert "Signature" not in "".join(traceback.format_exception(caught.value))
+    assert any(request.to_storage for request in registry.requests)
+    assert "Signature" not in caplog.text
 
 
 async def test_credentials_never_follow_a_redirect_to_another_origin(

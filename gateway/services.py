@@ -17,6 +17,7 @@ from gateway.devices.spec import DeviceSpec
 from gateway.errors import StorageError
 from gateway.ingest.folder import LayerFolders
 from gateway.ingest.ingest import Ingest
+from gateway.registry.blob import MinimumRate
 from gateway.registry.client import Registries
 from gateway.registry.credentials import Credentials, CredentialStore, default_auth_files
 from gateway.registry.guard import AllowList
@@ -116,13 +117,15 @@ class Services:
 def _sources(settings: Settings) -> ImageSources:
     files = settings.auth_files if settings.auth_files is not None else default_auth_files(environment())
     named = {
-        name: Credentials(entry.username, entry.password, entry.identity_token)
+        name: Credentials(entry.username, entry.password, entry.identity_token, hosts=entry.hosts)
         for name, entry in settings.credentials.items()
     }
     registries = Registries(
         store=CredentialStore(files, named),
         transport=Transport(allowed=AllowList(settings.allow_addresses)),
+        insecure_hosts=settings.insecure_registries,
         mirrors=settings.mirrors,
+        minimum_rate=MinimumRate(bytes_per_second=settings.registry_min_bytes_per_second),
         policy=RetryPolicy(
             attempt_seconds=settings.registry_attempt_seconds,
             deadline_seconds=settings.registry_deadline_seconds,

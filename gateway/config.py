@@ -101,7 +101,8 @@ class Settings(BaseSettings):
         description="docker config.json and podman auth.json files; default is where those programs look",
     )
     insecure_registries: tuple[str, ...] = Field(
-        (), description="Registries (`host[:port]`) that are spoken to over plain HTTP whatever a registration says"
+        (),
+        description="Registries (`host[:port]`) that are spoken to over plain HTTP whatever a registration says",
     )
     allow_addresses: tuple[str, ...] = Field(
         (),

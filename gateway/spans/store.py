@@ -15,7 +15,14 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ParamSpec, TypeVar
 
-from gateway.errors import BlockgateError, IntegrityError, Overloaded, UpstreamError
+from gateway.errors import (
+    BlockgateError,
+    IndexDamaged,
+    IntegrityError,
+    Overloaded,
+    SpanMismatch,
+    UpstreamError,
+)
 from gateway.reader import Bytes
 from gateway.spans.decode import check_chain, decode
 from gateway.spans.disk import DiskTier
@@ -90,12 +97,19 @@ class SpanStore:
             self.counts.memory_hits += 1
         return data
 
-    async def read(self, layer: SpanLayer, index: int) -> Found:
-        """The verified bytes of a span, and where they came from. Raises what fetching or verifying raised."""
+    async def read(self, layer: SpanLayer, index: int, *, patient: bool = False) -> Found:
+        """The verified bytes of a span, and where they came from.
+
+        Raises what fetching or verifying raised, and ``Overloaded`` when too much is in flight; a ``patient`` caller
+        (whose answer has begun) waits for room instead.
+        """
         data = self.peek(layer, index)
         if data is not None:
             return data, Origin.MEMORY
-        return await asyncio.shield(self._join(layer, layer.key(index)))
+        key = layer.key(index)
+        while patient and key not in self._flying and self.flying_bytes > self._flying_limit:
+            await asyncio.wait(self._flying.values(), return_when=asyncio.FIRST_COMPLETED)
+        return await asyncio.shield(self._join(layer, key))
 
     def begin(self, layer: SpanLayer, index: int, *, patient: bool) -> asyncio.Future[Found] | None:
         """Begin to read a span; shield the future when awaiting it.
@@ -230,7 +244,16 @@ class SpanStore:
                 first=index == 0,
                 where=layer.where,
             )
-        except (UpstreamError, IntegrityError) as error:
+        except SpanMismatch as error:
+            if not layer.local:
+                layer.note(error)
+                raise
+            damaged = IndexDamaged(
+                f"{layer.where}: its file in the data folder is damaged; it is being made again"
+            )
+            layer.note(damaged)
+            raise damaged from error
+        except (UpstreamError, IntegrityError, IndexDamaged) as error:
             layer.note(error)
             raise
         layer.note(None)

@@ -1,0 +1,195 @@
+"""HTTP/1.1 response heads, and whether one answers the range that was asked for (RFC 9112, RFC 9110). PURE.
+
+The rule of this module: any doubt is an error. Bytes are accepted only when start, end, total length and the
+validator all agree with what was asked for and pinned.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import NamedTuple
+
+from nbd_client.errors import (
+    NodeError,
+    RangeIgnored,
+    SourceChanged,
+    SourceOverloaded,
+    SourceProtocolError,
+    SourceRefused,
+    WrongRange,
+)
+
+MAX_HEAD_BYTES = 32 << 10
+MAX_RETRY_AFTER_SECONDS = 30.0
+
+OK, PARTIAL, PRECONDITION_FAILED, UNSATISFIABLE = 200, 206, 412, 416
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+# RFC 9110 section 15: those that may be different next time.
+RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: .*)?", re.DOTALL)
+_FIELD_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_CONTENT_RANGE = re.compile(rb"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
+_DIGITS = re.compile(rb"[0-9]{1,19}")
+_SINGLE = (
+    b"content-length",
+    b"content-range",
+    b"content-encoding",
+    b"transfer-encoding",
+    b"etag",
+    b"location",
+)
+
+
+class Head(NamedTuple):
+    """Status and fields (names in lower case, values stripped; repeated fields joined with a comma)."""
+
+    status: int
+    fields: dict[bytes, bytes]
+    keep_alive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """What the content was when it was opened: its size in bytes and its validator.
+
+    ``etag`` is the field as it came, or None; ``last_modified`` is compared only where there is no ETag.
+    """
+
+    size: int
+    etag: bytes | None
+    last_modified: bytes | None
+
+    @property
+    def strong(self) -> bool:
+        """Whether the ETag can stand in If-Match (RFC 9110 section 13.1.1)."""
+        return self.etag is not None and self.etag.startswith(b'"')
+
+
+def parse_head(raw: bytes) -> Head:
+    """Parse a head without its final empty line. Raises ``SourceProtocolError``."""
+    status_line, *lines = raw.split(b"\r\n")
+    matched = _STATUS_LINE.fullmatch(status_line)
+    if matched is None:
+        raise SourceProtocolError("the answer does not begin with an HTTP/1.1 status line")
+    fields: dict[bytes, bytes] = {}
+    for line in lines:
+        name, colon, value = line.partition(b":")
+        if not colon or _FIELD_NAME.fullmatch(name) is None or b"\n" in value or b"\r" in value:
+            # Folded lines and bare line feeds have been used to smuggle fields past one of two parsers.
+            raise SourceProtocolError("the answer holds a malformed header field")
+        name, value = name.lower(), value.strip(b" \t")
+        if name in fields:
+            if name in _SINGLE:
+                raise SourceProtocolError(f"the answer holds {name.decode()} twice")
+            value = fields[name] + b", " + value
+        fields[name] = value
+    connection = fields.get(b"connection", b"").lower()
+    keep_alive = b"close" not in connection and (matched[1] == b"1" or b"keep-alive" in connection)
+    return Head(int(matched[2]), fields, keep_alive)
+
+
+def body_length(head: Head) -> int:
+    """The announced length of the body in bytes. Raises ``SourceProtocolError`` when it cannot be known."""
+    if b"transfer-encoding" in head.fields:
+        raise SourceProtocolError("a range came in chunks of unknown length (Transfer-Encoding)")
+    if head.fields.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise SourceProtocolError("the server compressed the bytes (Content-Encoding); that must be off")
+    raw = head.fields.get(b"content-length", b"")
+    if _DIGITS.fullmatch(raw) is None:
+        raise SourceProtocolError("the answer has no usable Content-Length")
+    return int(raw)
+
+
+def content_range(head: Head) -> tuple[int, int, int]:
+    """Start, end (exclusive) and total of a 206. Raises ``WrongRange`` when it does not tell or is absurd."""
+    matched = _CONTENT_RANGE.fullmatch(head.fields.get(b"content-range", b""))
+    if matched is None:
+        raise WrongRange("the answer to a range has no usable Content-Range")
+    start, last, total = int(matched[1]), int(matched[2]), int(matched[3])
+    if not start <= last < total:
+        raise WrongRange(f"the server's Content-Range {start}-{last}/{total} is absurd")
+    return start, last + 1, total
+
+
+def pin_of(head: Head) -> Pin:
+    """What to hold later answers against, from the answer to the first range. Raises ``SourceError``."""
+    if head.status == OK:
+        raise RangeIgnored("the server ignores ranges (200 for bytes=0-0); it must support Range requests")
+    refuse_status(head)
+    start, end, total = content_range(head)
+    if (start, end) != (0, 1) or body_length(head) != 1:
+        raise WrongRange(f"asked for byte 0, the server sent {start}..{end}")
+    return Pin(total, head.fields.get(b"etag"), head.fields.get(b"last-modified"))
+
+
+def check_range(head: Head, offset: int, length: int, pin: Pin) -> int:
+    """How many bytes of the body are the first bytes of ``[offset, offset + length)``: 1 to ``length``.
+
+    Raises the ``SourceError`` that says why this answer must not be used.
+    """
+    if head.status == OK:
+        if (offset, length) != (0, pin.size):
+            raise RangeIgnored(f"200 for bytes {offset}+{length}: the server ignored the range")
+        start, end, total = 0, body_length(head), pin.size
+    else:
+        refuse_status(head)
+        start, end, total = content_range(head)
+    _check_same_content(head, total, pin)
+    if start != offset or end > offset + length:
+        raise WrongRange(f"asked for {offset}..{offset + length}, the server sent {start}..{end}")
+    if body_length(head) != end - start or (head.status == OK and end != length):
+        raise WrongRange(f"a body of {body_length(head)} bytes for {start}..{end}")
+    return end - start
+
+
+def _check_same_content(head: Head, total: int, pin: Pin) -> None:
+    if total != pin.size:
+        raise SourceChanged(f"the content changed: {total} bytes instead of {pin.size}")
+    if pin.etag is not None:
+        if head.fields.get(b"etag") != pin.etag:
+            raise SourceChanged("the content changed: its ETag is another one than at the start")
+    elif head.fields.get(b"last-modified") != pin.last_modified:
+        raise SourceChanged("the content changed: its Last-Modified is another one than at the start")
+
+
+def refuse_status(head: Head) -> None:
+    """Raise the error that a status other than 206 stands for."""
+    status = head.status
+    if status == PARTIAL:
+        return
+    if status in RETRYABLE:
+        raise SourceOverloaded(
+            f"the server answered {status}",
+            retry_after_seconds=parse_retry_after(head.fields.get(b"retry-after"), head.fields.get(b"date")),
+        )
+    if status == PRECONDITION_FAILED:
+        raise SourceChanged("the content changed: the server no longer has what was opened (412)")
+    raise SourceRefused(f"the server answered {status}")
+
+
+def parse_retry_after(value: bytes | None, date: bytes | None) -> float | None:
+    """Seconds to wait (RFC 9110 section 10.2.3), at most ``MAX_RETRY_AFTER_SECONDS``; None when not told.
+
+    The date form is taken relative to the server's own Date, so that clocks need not agree.
+    """
+    if value is None:
+        return None
+    if _DIGITS.fullmatch(value):
+        return min(float(value), MAX_RETRY_AFTER_SECONDS)
+    try:
+        then = parsedate_to_datetime(value.decode("ascii"))
+        now = parsedate_to_datetime((date or b"").decode("ascii"))
+        seconds = (then - now).total_seconds()
+    except (ValueError, TypeError):
+        return None
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS)
+
+
+def named(error: NodeError, shown_url: str) -> NodeError:
+    """The same error, its text beginning with the URL that it is about."""
+    error.detail = f"{shown_url}: {error.detail}"
+    error.args = (error.detail,)
+    return error

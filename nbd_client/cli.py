@@ -10,6 +10,8 @@ import typer
 
 from nbd_client.errors import InvalidOption, NodeError, UsageError
 
+_MAX_PORT = 65535
+
 app = typer.Typer(
     name="blockgate-nbd",
     help="Byte ranges of a URL as a block device.",
@@ -32,7 +34,7 @@ def serve(
     export_name: Annotated[str, typer.Option(help="Name of the export besides the empty one.")] = "",
 ) -> None:
     """Serve URL over NBD until SIGTERM or SIGINT. The kernel is not needed."""
-    from nbd_client.serving import Listen, serve_forever
+    from nbd_client.serving import Listen, serve_forever  # noqa: PLC0415  --help stays quick
 
     listen = Listen(unix.absolute() if unix else None, parse_address(tcp) if tcp else None)
     if listen.unix is None and listen.tcp is None:
@@ -47,7 +49,7 @@ def parse_address(text: str) -> tuple[str, int]:
         host = host[1:-1]
     elif ":" in host:
         raise InvalidOption(f"{text}: put an IPv6 address in brackets, as in [::1]:10809")
-    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 0xFFFF:
+    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > _MAX_PORT:
         raise InvalidOption(f"{text}: an address looks like 127.0.0.1:10809")
     return host, int(port)
 

@@ -13,7 +13,6 @@ import logging
 import socket
 import stat
 from collections import deque
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
@@ -57,7 +56,9 @@ def errno_of(error: NodeError) -> Errno:
 class ServedReader(HotReader, Protocol):
     """What the server reads from: a ``HotReader`` that can be told what will be read."""
 
-    def prefetch(self, start: int, end: int) -> None: ...
+    def prefetch(self, start: int, end: int) -> None:
+        """Bring ``[start, end)`` near; errors are dropped."""
+        ...
 
 
 @dataclass(slots=True)
@@ -91,6 +92,7 @@ class Session(asyncio.Protocol):
     # What the transport calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Greet; from now on the handshake's clock runs."""
         # Not isinstance: uvloop's transports do not derive from asyncio's.
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=_WRITE_HIGH_BYTES)
@@ -101,6 +103,7 @@ class Session(asyncio.Protocol):
             self._transport.write(self._handshake.greeting())
 
     def data_received(self, data: bytes) -> None:
+        """Decode, and begin what may begin."""
         if self._handshake is not None:
             self._negotiate(data)
         elif not self._finishing:
@@ -108,16 +111,20 @@ class Session(asyncio.Protocol):
             self._pump()
 
     def pause_writing(self) -> None:
+        """The peer reads slowly: begin nothing."""
         self._write_paused = True
 
     def resume_writing(self) -> None:
+        """The peer caught up."""
         self._write_paused = False
         self._pump()
 
     def eof_received(self) -> bool:
+        """The peer is gone: close."""
         return False
 
     def connection_lost(self, _exc: Exception | None) -> None:
+        """Nobody is left to answer."""
         self._transport = None
         self._finishing = True
         self._queue.clear()
@@ -291,14 +298,14 @@ class NbdServer:
 
         Raises ``InvalidOption``.
         """
-        _clear_stale_socket(path)
+        clear_stale_socket(path)
         loop = asyncio.get_running_loop()
         try:
             listener = await loop.create_unix_server(self._accept, str(path))
         except OSError as error:
             raise InvalidOption(f"cannot listen on {path}: {error.strerror or error}") from error
         self._listeners.append(listener)
-        self._unix_paths.append((path, path.stat().st_ino))
+        self._unix_paths.append((path, _inode(path)))
 
     async def listen_tcp(self, host: str, port: int) -> int:
         """Listen on ``host``; port 0 takes a free one. Returns the port. Raises ``InvalidOption``."""
@@ -323,9 +330,8 @@ class NbdServer:
         for listener in self._listeners:
             listener.close()
         for path, inode in self._unix_paths:
-            with suppress(OSError):
-                if path.stat().st_ino == inode:
-                    path.unlink()
+            if _inode(path) == inode:  # another server may have taken the path over
+                path.unlink(missing_ok=True)
         open_sessions = list(self._sessions)
         for session in open_sessions:
             session.finish()
@@ -353,7 +359,8 @@ class _TurnedAway(asyncio.Protocol):
         transport.close()
 
 
-def _clear_stale_socket(path: Path) -> None:
+def clear_stale_socket(path: Path) -> None:
+    """Remove a socket that nobody listens on. Raises ``InvalidOption`` when it is anything else."""
     try:
         mode = path.lstat().st_mode
     except OSError:
@@ -365,3 +372,10 @@ def _clear_stale_socket(path: Path) -> None:
     if result != errno.ECONNREFUSED:
         raise InvalidOption(f"{path} is in use by another server")
     path.unlink(missing_ok=True)
+
+
+def _inode(path: Path) -> int:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0

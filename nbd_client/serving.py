@@ -26,7 +26,7 @@ def run_loop(main: Coroutine[Any, Any, None]) -> None:
     """Run ``main`` on uvloop where it is installed: half the CPU time per request."""
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     try:
-        import uvloop
+        import uvloop  # noqa: PLC0415  optional
     except ImportError:
         pass
     else:
@@ -60,7 +60,8 @@ async def _serve(url: str, listen: Listen, export_name: str, options: SourceOpti
         if listen.tcp is not None:
             host, port = listen.tcp
             where.append(f"{host} port {await server.listen_tcp(host, port)}")
-        print(f"serving {source.size} bytes on {' and '.join(where)}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"serving {source.size} bytes on {' and '.join(where)}\n")
+        sys.stderr.flush()
         await stop.wait()
     finally:
         await server.aclose()

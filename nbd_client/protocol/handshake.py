@@ -213,8 +213,8 @@ class Handshake:
 
 _Answer = Callable[[Handshake, int, bytes], list[Event]]
 
-# Whatever is missing here (STARTTLS, STRUCTURED_REPLY, meta contexts, the future) gets ERR_UNSUP: the kernel's
-# driver reads simple replies only, so nothing is lost by offering nothing else.
+# Whatever is missing here (STARTTLS, STRUCTURED_REPLY, meta contexts, the future) gets ERR_UNSUP: the
+# kernel's driver reads simple replies only, so nothing is lost by offering nothing else.
 _ANSWERS: dict[int, _Answer] = {
     c.Option.EXPORT_NAME: Handshake._export_name,  # noqa: SLF001  the table belongs to the class
     c.Option.ABORT: Handshake._abort,  # noqa: SLF001

@@ -7,6 +7,7 @@ for (``Prefetch``), and the end (``Disconnect``). Everything else is already ans
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import NamedTuple
 
 from nbd_client.protocol import constants as c
@@ -15,8 +16,6 @@ _REQUEST = struct.Struct(">IHHQQI")
 _REPLY = struct.Struct(">IIQ")
 REQUEST_BYTES = _REQUEST.size
 REPLY_BYTES = _REPLY.size
-
-_MODIFYING = frozenset({c.Command.WRITE, c.Command.TRIM, c.Command.WRITE_ZEROES})
 
 
 class Read(NamedTuple):
@@ -105,24 +104,39 @@ class Transmission:
         magic, flags, command, cookie, offset, length = request
         if magic != c.REQUEST_MAGIC:
             return self._violated(f"bad request magic {magic:#x}")
-        if command == c.Command.READ:
-            error = self._refusal(flags, offset, length, self._max_payload_bytes)
-            return Answer(cookie, error) if error else Read(cookie, offset, length)
-        if command == c.Command.DISC:
-            self._done = True
-            return Disconnect()
-        if command == c.Command.FLUSH:
-            # Nothing is ever dirty.
-            return Answer(cookie, c.Errno.EINVAL if flags or offset or length else c.Errno.OK)
-        if command == c.Command.CACHE:
-            error = self._refusal(flags, offset, length, self._size)
-            return Answer(cookie, error) if error else Prefetch(cookie, offset, length)
-        if command == c.Command.WRITE and length:
-            if length > self._max_payload_bytes:
-                return self._violated(f"a WRITE of {length} bytes")
-            self._skip_bytes, self._skip_cookie = length, cookie
-            return None
-        return Answer(cookie, c.Errno.EPERM if command in _MODIFYING else c.Errno.EINVAL)
+        if command == c.Command.READ:  # nearly every request: not worth a look into the table
+            return self._read(cookie, flags, offset, length)
+        return _HANDLERS.get(command, Transmission._unknown)(self, cookie, flags, offset, length)
+
+    def _read(self, cookie: int, flags: int, offset: int, length: int) -> Event:
+        error = self._refusal(flags, offset, length, self._max_payload_bytes)
+        return Answer(cookie, error) if error else Read(cookie, offset, length)
+
+    def _cache(self, cookie: int, flags: int, offset: int, length: int) -> Event:
+        error = self._refusal(flags, offset, length, self._size)
+        return Answer(cookie, error) if error else Prefetch(cookie, offset, length)
+
+    def _flush(self, cookie: int, flags: int, offset: int, length: int) -> Event:
+        """Nothing is ever dirty."""
+        return Answer(cookie, c.Errno.EINVAL if flags or offset or length else c.Errno.OK)
+
+    def _disconnect(self, _cookie: int, _flags: int, _offset: int, _length: int) -> Event:
+        self._done = True
+        return Disconnect()
+
+    def _write(self, cookie: int, _flags: int, _offset: int, length: int) -> Event | None:
+        if length > self._max_payload_bytes:
+            return self._violated(f"a WRITE of {length} bytes")
+        if not length:
+            return Answer(cookie, c.Errno.EPERM)
+        self._skip_bytes, self._skip_cookie = length, cookie
+        return None
+
+    def _modify(self, cookie: int, _flags: int, _offset: int, _length: int) -> Event:
+        return Answer(cookie, c.Errno.EPERM)
+
+    def _unknown(self, cookie: int, _flags: int, _offset: int, _length: int) -> Event:
+        return Answer(cookie, c.Errno.EINVAL)
 
     def _refusal(self, flags: int, offset: int, length: int, limit: int) -> int:
         # "Request types": flags that were not negotiated, empty and oversized requests are all EINVAL.
@@ -133,3 +147,15 @@ class Transmission:
     def _violated(self, reason: str) -> Violation:
         self._done = True
         return Violation(reason)
+
+
+_Handler = Callable[[Transmission, int, int, int, int], Event | None]
+
+_HANDLERS: dict[int, _Handler] = {
+    c.Command.WRITE: Transmission._write,  # noqa: SLF001  the table belongs to the class
+    c.Command.DISC: Transmission._disconnect,  # noqa: SLF001
+    c.Command.FLUSH: Transmission._flush,  # noqa: SLF001
+    c.Command.TRIM: Transmission._modify,  # noqa: SLF001
+    c.Command.CACHE: Transmission._cache,  # noqa: SLF001
+    c.Command.WRITE_ZEROES: Transmission._modify,  # noqa: SLF001
+}

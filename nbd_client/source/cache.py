@@ -58,8 +58,8 @@ class CacheReader:
             try:
                 return await self._assemble(offset, end, extents)
             except NodeError:
-                # A fetch that somebody else began may have used up its time before this read came: once more, on
-                # this read's own account.
+                # A fetch that somebody else began may have used up its time before this read came: once
+                # more, on this read's own account.
                 failed = {extent.pending for extent in extents if extent.data is None and _failed(extent)}
                 if not failed & others:
                     raise

@@ -108,10 +108,12 @@ class Connection(asyncio.BufferedProtocol):
     # What the transport calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Ready for a request."""
         # Not isinstance: uvloop's transports do not derive from asyncio's.
         self._transport = cast(asyncio.Transport, transport)
 
-    def get_buffer(self, _sizehint: int) -> memoryview:  # type: ignore[override]  # typeshed: Buffer
+    def get_buffer(self, _sizehint: int) -> memoryview:
+        """Where the next bytes go: the target, once the head is judged."""
         if self._state is _State.BODY:
             return self._target[self._filled : self._expected]
         if self._state is _State.HEAD:
@@ -119,6 +121,7 @@ class Connection(asyncio.BufferedProtocol):
         return self._head_view  # never empty: whatever arrives now ends the connection
 
     def buffer_updated(self, nbytes: int) -> None:
+        """Bytes arrived."""
         if self._state is _State.BODY:
             self._filled += nbytes
             if self._filled == self._expected:
@@ -130,10 +133,12 @@ class Connection(asyncio.BufferedProtocol):
             self._fail(SourceProtocolError("the server sent bytes that nobody asked for"))
 
     def eof_received(self) -> bool:
+        """The server closed."""
         self._fail(self._broken())
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """The connection broke."""
         self._fail(self._broken(exc))
 
     # Inside.

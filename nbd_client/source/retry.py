@@ -17,7 +17,7 @@ from nbd_client.reader import Bytes, check_bounds
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Seconds for one read altogether, and the backoff: full jitter below ``first * 2^n``, at most ``longest``."""
+    """Seconds for one read altogether, and of the backoff: jitter in ``[0, min(first * 2^n, longest))``."""
 
     total_seconds: float = 60.0
     first_backoff_seconds: float = 0.1
@@ -59,11 +59,17 @@ class PartialSource(Protocol):
     """What ``RetryReader`` reads from: see :class:`nbd_client.source.http.HttpSource`."""
 
     @property
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """Length in bytes."""
+        ...
 
-    async def read_into(self, offset: int, target: memoryview) -> int: ...
+    async def read_into(self, offset: int, target: memoryview) -> int:
+        """Fill a prefix of ``target``; return its length, at least 1. Raises ``SourceError``."""
+        ...
 
-    async def aclose(self) -> None: ...
+    async def aclose(self) -> None:
+        """Release what the source holds."""
+        ...
 
 
 class RetryReader:

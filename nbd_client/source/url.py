@@ -50,7 +50,7 @@ class Target:
 
 def parse(url: str) -> Target:
     """Take a URL apart. Raises ``InvalidUrl`` naming what is wrong with it, never showing a password."""
-    if any(ord(char) <= 0x20 or ord(char) > 0x7E for char in url):
+    if not url.isascii() or not url.isprintable() or " " in url:
         raise InvalidUrl("the URL has a space, a control or a non-ASCII character; percent-encode it")
     try:
         parts = urlsplit(url)

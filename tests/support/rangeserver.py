@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 _RANGE = re.compile(rb"bytes=(\d+)-(\d*)")
 
@@ -58,7 +59,7 @@ class RangeServer:
     @property
     def url(self) -> str:
         if self.unix_path is not None:
-            return f"http+unix://{str(self.unix_path).replace('/', '%2F')}/blob"
+            return f"http+unix://{quote(str(self.unix_path), safe='')}/blob"
         return f"http://127.0.0.1:{self.port}/blob"
 
     @property

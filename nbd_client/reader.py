@@ -5,6 +5,7 @@ Each layer adds one property and knows nothing of the one above.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Protocol
 
 from nbd_client.errors import OutOfRange
@@ -36,7 +37,11 @@ class HotReader(Reader, Protocol):
     """A reader that may have bytes at hand."""
 
     def peek(self, offset: int, length: int) -> Bytes | None:
-        """Return what ``read`` would if that needs no waiting, else None. Same bounds, same errors."""
+        """Return what ``read`` would if that needs no waiting, else None. Bounds are the caller's."""
+        ...
+
+    def start(self, offset: int, length: int) -> asyncio.Future[Bytes]:
+        """Begin what ``read`` does. Others may wait for the same future: never cancel it."""
         ...
 
 

@@ -14,6 +14,7 @@ import socket
 import stat
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -80,8 +81,8 @@ class Session(asyncio.Protocol):
         self._counters = counters
         self._transmission = Transmission(reader.size)
         self._queue: deque[Event] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
         self._in_flight_bytes = 0
+        self._in_flight_requests = 0
         self._transport: asyncio.Transport | None = None
         self._write_paused = False
         self._read_paused = False
@@ -130,8 +131,6 @@ class Session(asyncio.Protocol):
         self._queue.clear()
         if self._handshake_timer is not None:
             self._handshake_timer.cancel()
-        for task in self._tasks:
-            task.cancel()
         if not self.closed.done():
             self.closed.set_result(None)
 
@@ -180,7 +179,9 @@ class Session(asyncio.Protocol):
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        should_pause = bool(queue) and (len(queue) > _QUEUE_HIGH or self._write_paused or bool(self._tasks))
+        should_pause = bool(queue) and (
+            len(queue) > _QUEUE_HIGH or self._write_paused or bool(self._in_flight_requests)
+        )
         if should_pause != self._read_paused:
             self._read_paused = should_pause
             if should_pause:
@@ -189,11 +190,11 @@ class Session(asyncio.Protocol):
                 transport.resume_reading()
 
     def _may_begin(self, event: Event) -> bool:
-        if not self._tasks or not isinstance(event, Read):
+        if not self._in_flight_requests or not isinstance(event, Read):
             return True
         return (
             self._in_flight_bytes + event.length <= MAX_IN_FLIGHT_BYTES
-            and len(self._tasks) < MAX_IN_FLIGHT_REQUESTS
+            and self._in_flight_requests < MAX_IN_FLIGHT_REQUESTS
         )
 
     def _begin(self, event: Event) -> None:
@@ -223,26 +224,23 @@ class Session(asyncio.Protocol):
             self._deliver(request, data)
             return
         self._in_flight_bytes += request.length
-        task = asyncio.get_running_loop().create_task(self._read(request))
-        self._tasks.add(task)
-        task.add_done_callback(self._answered)
+        self._in_flight_requests += 1
+        self._reader.start(request.offset, request.length).add_done_callback(partial(self._arrived, request))
 
-    async def _read(self, request: Read) -> None:
-        try:
-            data = await self._reader.read(request.offset, request.length)
-        except NodeError as error:
+    def _arrived(self, request: Read, read: asyncio.Future[Bytes]) -> None:
+        self._in_flight_bytes -= request.length
+        self._in_flight_requests -= 1
+        error = asyncio.CancelledError() if read.cancelled() else read.exception()
+        if error is None:
+            self._deliver(request, read.result())
+        elif isinstance(error, NodeError):
             self._fail(request, error)
-        except Exception:
-            # A defect of ours: the client still gets its answer, and nothing else is lost.
-            log.exception("reading %d+%d failed unexpectedly", request.offset, request.length)
-            self._write(reply_header(request.cookie, Errno.EIO))
+        elif isinstance(error, asyncio.CancelledError):
+            self._fail(request, ServerStopped("the source was closed"))
         else:
-            self._deliver(request, data)
-        finally:
-            self._in_flight_bytes -= request.length
-
-    def _answered(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+            # A defect of ours: the client still gets its answer, and nothing else is lost.
+            log.error("reading %d+%d failed unexpectedly", request.offset, request.length, exc_info=error)
+            self._fail(request, NodeError("unexpected failure"))
         if self._finishing:
             self._close_when_answered()
         elif self._queue:
@@ -268,7 +266,7 @@ class Session(asyncio.Protocol):
             self._transport.write(data)
 
     def _close_when_answered(self) -> None:
-        if not self._tasks:
+        if not self._in_flight_requests:
             self._close()
 
     def _close(self) -> None:

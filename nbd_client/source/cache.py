@@ -6,6 +6,8 @@ A reader that is cancelled never cancels a fetch: others may wait for it, and it
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 
 from nbd_client.errors import NodeError
 from nbd_client.reader import Bytes, Reader, check_bounds
@@ -13,7 +15,7 @@ from nbd_client.source.extents import Extent, ExtentMap
 
 _MAX_FETCH_BYTES = 4 << 20  # longer gaps are fetched side by side
 
-_Fetch = asyncio.Task[memoryview]
+_Fetch = asyncio.Task[Bytes]
 
 
 class CacheReader:
@@ -38,6 +40,13 @@ class CacheReader:
     def peek(self, offset: int, length: int) -> Bytes | None:
         """The bytes, if they are at hand in one piece."""
         return self._extents.find(offset, offset + length)
+
+    def start(self, offset: int, length: int) -> asyncio.Future[Bytes]:
+        """Begin a read. Nearly always nothing of it is here: then its fetch is all that there is to wait for."""
+        end = offset + length
+        if length <= _MAX_FETCH_BYTES and not self._extents.overlapping(offset, end):
+            return self._begin(Extent(offset, end))
+        return self._own(self.read(offset, length))
 
     def prefetch(self, start: int, end: int) -> None:
         """Begin to fetch whatever of ``[start, end)`` is neither here nor on its way. Errors are dropped."""
@@ -83,23 +92,27 @@ class CacheReader:
             data = extent.data
             if data is None:
                 assert extent.pending is not None  # noqa: S101  one of the two always is
-                data = await asyncio.shield(extent.pending)
+                data = memoryview(await asyncio.shield(extent.pending))
             parts.append(data[max(start - extent.start, 0) : end - extent.start])
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _begin(self, extent: Extent[_Fetch]) -> None:
-        fetch = asyncio.get_running_loop().create_task(self._fetch(extent))
-        extent.pending = fetch
+    def _begin(self, extent: Extent[_Fetch]) -> _Fetch:
+        extent.pending = self._own(self._fetch(extent))
         self._extents.add(extent)
-        self._fetches.add(fetch)
-        fetch.add_done_callback(self._ended)
+        return extent.pending
+
+    def _own(self, work: Coroutine[Any, Any, Bytes]) -> _Fetch:
+        task = asyncio.get_running_loop().create_task(work)
+        self._fetches.add(task)
+        task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, fetch: _Fetch) -> None:
         self._fetches.discard(fetch)
         if not fetch.cancelled():
             fetch.exception()  # those who wait have it; a prefetch's is nobody's business
 
-    async def _fetch(self, extent: Extent[_Fetch]) -> memoryview:
+    async def _fetch(self, extent: Extent[_Fetch]) -> Bytes:
         try:
             data = memoryview(await self._inner.read(extent.start, extent.end - extent.start))
         except BaseException:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from math import inf
 from typing import Self
 
 from nbd_client import __version__
@@ -96,15 +97,16 @@ class HttpSource:
             learned.append(pin_of(head))
             return 1
 
-        await self._ask(0, 1, memoryview(bytearray(1)), judge)
+        await self._ask(0, 1, memoryview(bytearray(1)), judge, inf)
         if expected is not None and learned[0] != expected:
             raise SourceChanged(f"{self.shown}: the content is not the one that was attached")
         self._pin = learned[0]
         self._request_prefix = b""
 
-    async def read_into(self, offset: int, target: memoryview) -> int:
+    async def read_into(self, offset: int, target: memoryview, deadline: float = inf) -> int:
         """Fill a prefix of ``target`` from ``offset``; return its length, at least 1.
 
+        It ends by ``deadline`` (the loop's clock), or earlier when the time for one attempt is over.
         Raises ``SourceError``; a ``TruncatedBody`` tells how many bytes of the prefix are good all the same.
         """
         if self._changed is not None:
@@ -121,7 +123,7 @@ class HttpSource:
             return check_range(head, offset, length, pin)
 
         try:
-            return await self._ask(offset, length, target, judge)
+            return await self._ask(offset, length, target, judge, deadline)
         except SourceChanged as error:
             self._changed = error.detail
             raise
@@ -138,11 +140,13 @@ class HttpSource:
         for pool in self._pools.values():
             pool.trim()
 
-    async def _ask(self, offset: int, length: int, target: memoryview, judge: Judge) -> int:
+    async def _ask(self, offset: int, length: int, target: memoryview, judge: Judge, deadline: float) -> int:
+        now = asyncio.get_running_loop().time()
+        deadline = min(deadline, now + self._limits.attempt_timeout_seconds)
         for _ in range(_MAX_REDIRECTS + 1):
             at = self._target
             try:
-                return await self._request(at, offset, length, target, judge)
+                return await self._request(at, offset, length, target, judge, deadline)
             except _Redirected as redirect:
                 try:
                     self._aim(at.redirected(redirect.detail))
@@ -160,7 +164,9 @@ class HttpSource:
         self._target = target
         self._request_prefix = b""
 
-    async def _request(self, at: Target, offset: int, length: int, target: memoryview, judge: Judge) -> int:
+    async def _request(
+        self, at: Target, offset: int, length: int, target: memoryview, judge: Judge, deadline: float
+    ) -> int:
         pool = self._pools.get(at.endpoint)
         if pool is None:
             pool = self._pools[at.endpoint] = ConnectionPool(
@@ -169,7 +175,6 @@ class HttpSource:
                 connect_timeout_seconds=self._limits.connect_timeout_seconds,
             )
         request = self._encode(at) + b"Range: bytes=%d-%d\r\n\r\n" % (offset, offset + length - 1)
-        deadline = asyncio.get_running_loop().time() + self._limits.attempt_timeout_seconds
         fresh = False
         while True:
             connection = await pool.acquire(deadline, fresh=fresh)

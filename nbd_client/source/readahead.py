@@ -7,10 +7,11 @@ round offsets. Reads that continue nothing cause nothing, so random reads cost e
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from nbd_client.reader import Bytes
+from nbd_client.reader import Bytes, check_bounds
 from nbd_client.source.cache import CacheReader
 
 _CANDIDATES = 64
@@ -107,15 +108,18 @@ class ReadaheadReader:
                 self._prefetch(start, end)
         return found
 
+    def start(self, offset: int, length: int) -> asyncio.Future[Bytes]:
+        """Begin a read, and what should be fetched ahead of the next one: what is needed now goes first."""
+        wanted = self._cache.start(offset, length)
+        for start, end in self._streams.observe(offset, length):
+            self._prefetch(start, end)
+        return wanted
+
     async def read(self, offset: int, length: int) -> Bytes:
         """Return ``length`` bytes from ``offset``. Raises what the cache raises."""
-        ahead = self._streams.observe(offset, length)
-        if ahead:
-            # What is needed now goes first.
-            self._prefetch(offset, min(offset + length, self.size))
-            for start, end in ahead:
-                self._prefetch(start, end)
-        return await self._cache.read(offset, length)
+        check_bounds(offset, length, self.size)
+        found = self.peek(offset, length)
+        return found if found is not None else await asyncio.shield(self.start(offset, length))
 
     def prefetch(self, start: int, end: int) -> None:
         """Begin to fetch ``[start, end)``."""

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from nbd_client.errors import NodeError, SourceTimeout, TruncatedBody
+from nbd_client.errors import NodeError, TruncatedBody
 from nbd_client.reader import Bytes, check_bounds
 
 
@@ -63,8 +63,11 @@ class PartialSource(Protocol):
         """Length in bytes."""
         ...
 
-    async def read_into(self, offset: int, target: memoryview) -> int:
-        """Fill a prefix of ``target``; return its length, at least 1. Raises ``SourceError``."""
+    async def read_into(self, offset: int, target: memoryview, deadline: float) -> int:
+        """Fill a prefix of ``target``; return its length, at least 1. Raises ``SourceError``.
+
+        Done or failed by ``deadline``, a time of the loop's clock.
+        """
         ...
 
     async def aclose(self) -> None:
@@ -100,33 +103,21 @@ class RetryReader:
         if not length:
             return b""
         view = memoryview(bytearray(length))
-        loop = asyncio.get_running_loop()
-        attempts = Attempts(self._policy, loop.time(), self._jitter)
-        timeout = asyncio.timeout_at(attempts.deadline)
-        try:
-            async with timeout:
-                await self._fill(offset, view, attempts, loop)
-        except TimeoutError as error:
-            raise SourceTimeout(
-                f"bytes {offset}+{length} did not arrive within {self._policy.total_seconds:g} seconds"
-            ) from error
-        return view.toreadonly()
-
-    async def _fill(
-        self, offset: int, view: memoryview, attempts: Attempts, loop: asyncio.AbstractEventLoop
-    ) -> None:
+        now = asyncio.get_running_loop().time
+        attempts = Attempts(self._policy, now(), self._jitter)
         filled = 0
-        while filled < len(view):
+        while filled < length:
             try:
-                filled += await self._source.read_into(offset + filled, view[filled:])
+                filled += await self._source.read_into(offset + filled, view[filled:], attempts.deadline)
             except NodeError as error:
                 if isinstance(error, TruncatedBody):
                     filled += error.received
-                wait = attempts.wait_after(error, loop.time())
+                wait = attempts.wait_after(error, now())
                 if wait is None:
                     raise
                 self.retries += 1
                 await self._sleep(wait)
+        return view.toreadonly()
 
     async def aclose(self) -> None:
         """Close the source."""

@@ -32,6 +32,7 @@ class Source:
         self._cache = CacheReader(self._retry, options.cache_bytes)
         self._top = ReadaheadReader(self._cache, options.readahead)
         self.peek = self._top.peek
+        self.start = self._top.start
         self.read = self._top.read
         self.prefetch = self._top.prefetch
 

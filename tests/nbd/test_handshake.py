@@ -109,7 +109,14 @@ def test_abort_is_acknowledged_then_closed():
 
 @pytest.mark.parametrize(
     "option",
-    [c.Option.STARTTLS, c.Option.STRUCTURED_REPLY, c.Option.SET_META_CONTEXT, c.Option.LIST_META_CONTEXT, 4, 999],
+    [
+        c.Option.STARTTLS,
+        c.Option.STRUCTURED_REPLY,
+        c.Option.SET_META_CONTEXT,
+        c.Option.LIST_META_CONTEXT,
+        4,
+        999,
+    ],
 )
 def test_what_is_not_offered_is_declined(option):
     events = run(encode_option(option, b"whatever") + encode_option(c.Option.GO, encode_info_request("")))

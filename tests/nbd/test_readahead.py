@@ -67,7 +67,8 @@ def test_reads_of_which_none_continues_another_cause_nothing(order, length):
 
 
 READS = st.lists(
-    st.tuples(st.integers(0, 64).map(lambda n: n * 64 * KIB), st.sampled_from([4 * KIB, 64 * KIB, MIB])), max_size=60
+    st.tuples(st.integers(0, 64).map(lambda n: n * 64 * KIB), st.sampled_from([4 * KIB, 64 * KIB, MIB])),
+    max_size=60,
 )
 
 

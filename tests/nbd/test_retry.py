@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,8 +29,10 @@ class ScriptedSource:
     def __init__(self, *script) -> None:
         self.script = list(script)
         self.asked = []
+        self.deadlines = []
 
-    async def read_into(self, offset, target):
+    async def read_into(self, offset, target, deadline):
+        self.deadlines.append(deadline)
         self.asked.append((offset, len(target)))
         step = self.script.pop(0) if self.script else len(target)
         count = step.received if isinstance(step, TruncatedBody) else step
@@ -95,13 +99,12 @@ async def test_bounds_are_checked_and_nothing_is_asked_for_nothing():
     assert source.asked == []
 
 
-async def test_a_source_that_never_answers_ends_at_the_deadline():
-    class Silent(ScriptedSource):
-        async def read_into(self, offset, target):
-            raise TimeoutError
-
-    with pytest.raises(SourceTimeout, match="within 60 seconds"):
-        await RetryReader(Silent(), POLICY).read(0, 16)
+async def test_one_deadline_is_given_to_every_attempt_of_a_read():
+    reading, source, _ = reader(SourceTimeout("x"), 5, SourceUnreachable("x"))
+    before = asyncio.get_running_loop().time()
+    await reading.read(0, 16)
+    assert len(set(source.deadlines)) == 1
+    assert before + 60 <= source.deadlines[0] <= asyncio.get_running_loop().time() + 60
 
 
 @given(st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.floats(0, 40)), max_size=30))

@@ -41,6 +41,9 @@ class Memory:
         await self.gate.wait()
         return memoryview(CONTENT)[offset : offset + length]
 
+    def start(self, offset, length):
+        return asyncio.ensure_future(self.read(offset, length))
+
     def prefetch(self, start, end):
         self.prefetched.append((start, end))
 
@@ -211,7 +214,7 @@ async def test_what_is_in_flight_is_bounded_in_bytes(served, memory, monkeypatch
     assert [reply.payload for reply in done[:-1]] == [CONTENT[n * 1000 : n * 1000 + 1000] for n in range(100)]
 
 
-async def test_a_client_that_goes_away_takes_its_reads_with_it(served, memory):
+async def test_a_client_that_goes_away_while_it_waits_leaves_nothing_behind(served, memory):
     server, path = served
     memory.cold.add(0)
     async with nbd_client(path) as client:
@@ -220,6 +223,9 @@ async def test_a_client_that_goes_away_takes_its_reads_with_it(served, memory):
             await asyncio.sleep(0.001)
     while server.connections:
         await asyncio.sleep(0.001)
+    memory.gate.set()
+    async with nbd_client(path) as client:
+        assert (await client.read(0, 16)).payload == CONTENT[:16]
 
 
 async def test_stopping_answers_what_is_in_flight(memory, tmp_path):

@@ -29,7 +29,9 @@ class Finished:
     err: str
 
 
-async def run(*argv: object, seconds: float = 60, stdin: str | None = None, env: dict[str, str] | None = None):
+async def run(
+    *argv: object, seconds: float = 60, stdin: str | None = None, env: dict[str, str] | None = None
+):
     """Run to the end, at most ``seconds``; then it is killed and the test fails."""
     process = await asyncio.create_subprocess_exec(
         *map(str, argv),

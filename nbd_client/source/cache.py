@@ -43,9 +43,10 @@ class CacheReader:
 
     def start(self, offset: int, length: int) -> asyncio.Future[Bytes]:
         """Begin a read. Nearly always nothing of it is here: then its fetch is all that there is to wait for."""
-        end = offset + length
-        if length <= _MAX_FETCH_BYTES and not self._extents.overlapping(offset, end):
-            return self._begin(Extent(offset, end))
+        if length <= _MAX_FETCH_BYTES:
+            fetch = self._begin(Extent(offset, offset + length))
+            if fetch is not None:
+                return fetch
         return self._own(self.read(offset, length))
 
     def prefetch(self, start: int, end: int) -> None:
@@ -96,10 +97,11 @@ class CacheReader:
             parts.append(data[max(start - extent.start, 0) : end - extent.start])
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _begin(self, extent: Extent[_Fetch]) -> _Fetch:
-        extent.pending = self._own(self._fetch(extent))
-        self._extents.add(extent)
-        return extent.pending
+    def _begin(self, extent: Extent[_Fetch]) -> _Fetch | None:
+        if not self._extents.add(extent):
+            return None
+        extent.pending = fetch = self._own(self._fetch(extent))
+        return fetch
 
     def _own(self, work: Coroutine[Any, Any, Bytes]) -> _Fetch:
         task = asyncio.get_running_loop().create_task(work)

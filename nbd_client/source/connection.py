@@ -26,7 +26,7 @@ from nbd_client.errors import (
     SourceUnreachable,
     TruncatedBody,
 )
-from nbd_client.source.response import MAX_HEAD_BYTES, Head, parse_head
+from nbd_client.source.response import MAX_HEAD_BYTES, Head, HeadParser
 
 # Short, so that little of a large body lands in it and has to be copied out.
 _HEAD_BUFFER_BYTES = 8 << 10
@@ -67,6 +67,7 @@ class Connection(asyncio.BufferedProtocol):
         self._waiter: asyncio.Future[int] | None = None
         self._deadline = 0.0
         self._watch: asyncio.TimerHandle | None = None
+        self._parser = HeadParser()
         self.requests = 0
 
     @property
@@ -159,7 +160,7 @@ class Connection(asyncio.BufferedProtocol):
                 if end < 0:
                     self._grow_head()
                     return
-                head = parse_head(bytes(self._head_view[:end]))
+                head = self._parser.parse(bytes(self._head_view[:end]))
                 surplus = self._head_filled - end - 4
                 if head.status not in _CONTINUE_STATUSES:
                     break

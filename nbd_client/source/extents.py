@@ -6,7 +6,7 @@ megabytes that it was fetched in, and a read inside of one extent is answered wi
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from typing import Generic, TypeVar
 
@@ -80,12 +80,17 @@ class ExtentMap(Generic[Pending]):
             gaps.append((position, end))
         return gaps
 
-    def add(self, extent: Extent[Pending]) -> None:
-        """Put a pending extent into a gap."""
-        if extent.start >= extent.end or self.overlapping(extent.start, extent.end):
-            raise ValueError(f"extent {extent.start}..{extent.end} is empty or overlaps another")
-        insort(self._starts, extent.start)
+    def add(self, extent: Extent[Pending]) -> bool:
+        """Put a pending extent into a gap; False, and nothing done, when it overlaps another or is empty."""
+        starts = self._starts
+        index = bisect_left(starts, extent.start)
+        if extent.start >= extent.end or (index < len(starts) and starts[index] < extent.end):
+            return False
+        if index and self._by_start[starts[index - 1]].end > extent.start:
+            return False
+        starts.insert(index, extent.start)
         self._by_start[extent.start] = extent
+        return True
 
     def complete(self, extent: Extent[Pending], data: memoryview) -> None:
         """The extent's bytes are there. Evicts others, or it, until the budget holds."""

@@ -15,6 +15,7 @@ from nbd_client.errors import (
     NodeError,
     RangeIgnored,
     SourceChanged,
+    SourceError,
     SourceOverloaded,
     SourceProtocolError,
     SourceRefused,
@@ -32,6 +33,7 @@ RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: .*)?", re.DOTALL)
 _FIELD = re.compile(rb"^([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\r\n]*)", re.MULTILINE)
 _CONTENT_RANGE = re.compile(rb"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
+_RANGE_FIELD = b"\r\nContent-Range: "
 _DIGITS = re.compile(rb"[0-9]{1,19}")
 _SINGLE = (
     b"content-length",
@@ -88,6 +90,33 @@ def parse_head(raw: bytes) -> Head:
     return Head(int(matched[2]), fields, keep_alive)
 
 
+class HeadParser:
+    """Parses like :func:`parse_head`, quicker for heads that differ in their Content-Range only.
+
+    One server's answers to ranges of one length, within one second, do: identical bytes parse identically.
+    """
+
+    def __init__(self) -> None:
+        self._around = b""
+        self._head: Head | None = None
+
+    def parse(self, raw: bytes) -> Head:
+        """Parse a head without its final empty line. Raises ``SourceProtocolError``."""
+        begin = raw.find(_RANGE_FIELD) + len(_RANGE_FIELD)
+        if begin < len(_RANGE_FIELD):
+            return parse_head(raw)
+        end = raw.find(b"\r\n", begin)
+        value = raw[begin:] if end < 0 else raw[begin:end]
+        around = raw[:begin] if end < 0 else raw[:begin] + raw[end:]
+        head = self._head
+        # The value must be the plain kind, or it might hide what parse_head would refuse.
+        if head is not None and around == self._around and _CONTENT_RANGE.fullmatch(value):
+            return Head(head.status, {**head.fields, b"content-range": value}, head.keep_alive)
+        head = self._head = parse_head(raw)
+        self._around = around
+        return head
+
+
 def _joined(found: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     """Fields of which some are repeated (RFC 9110 section 5.3)."""
     fields: dict[bytes, bytes] = {}
@@ -102,7 +131,7 @@ def body_length(head: Head) -> int:
     """The announced length of the body in bytes. Raises ``SourceProtocolError`` when it cannot be known."""
     if b"transfer-encoding" in head.fields:
         raise SourceProtocolError("a range came in chunks of unknown length (Transfer-Encoding)")
-    if head.fields.get(b"content-encoding", b"identity").lower() != b"identity":
+    if b"content-encoding" in head.fields and head.fields[b"content-encoding"].lower() != b"identity":
         raise SourceProtocolError("the server compressed the bytes (Content-Encoding); that must be off")
     raw = head.fields.get(b"content-length", b"")
     if _DIGITS.fullmatch(raw) is None:
@@ -125,7 +154,8 @@ def pin_of(head: Head) -> Pin:
     """What to hold later answers against, from the answer to the first range. Raises ``SourceError``."""
     if head.status == OK:
         raise RangeIgnored("the server ignores ranges (200 for bytes=0-0); it must support Range requests")
-    refuse_status(head)
+    if head.status != PARTIAL:
+        raise error_of(head)
     start, end, total = content_range(head)
     if (start, end) != (0, 1) or body_length(head) != 1:
         raise WrongRange(f"asked for byte 0, the server sent {start}..{end}")
@@ -137,19 +167,21 @@ def check_range(head: Head, offset: int, length: int, pin: Pin) -> int:
 
     Raises the ``SourceError`` that says why this answer must not be used.
     """
-    if head.status == OK:
+    if head.status == PARTIAL:
+        start, end, total = content_range(head)
+    elif head.status == OK:
         if (offset, length) != (0, pin.size):
             raise RangeIgnored(f"200 for bytes {offset}+{length}: the server ignored the range")
-        start, end, total = 0, body_length(head), pin.size
+        start, end, total = 0, length, length
     else:
-        refuse_status(head)
-        start, end, total = content_range(head)
+        raise error_of(head)
     _check_same_content(head, total, pin)
     if start != offset or end > offset + length:
         raise WrongRange(f"asked for {offset}..{offset + length}, the server sent {start}..{end}")
-    if body_length(head) != end - start or (head.status == OK and end != length):
-        raise WrongRange(f"a body of {body_length(head)} bytes for {start}..{end}")
-    return end - start
+    announced = body_length(head)
+    if announced != end - start:
+        raise WrongRange(f"a body of {announced} bytes for {start}..{end}")
+    return announced
 
 
 def _check_same_content(head: Head, total: int, pin: Pin) -> None:
@@ -162,19 +194,17 @@ def _check_same_content(head: Head, total: int, pin: Pin) -> None:
         raise SourceChanged("the content changed: its Last-Modified is another one than at the start")
 
 
-def refuse_status(head: Head) -> None:
-    """Raise the error that a status other than 206 stands for."""
+def error_of(head: Head) -> SourceError:
+    """What a status other than 200 and 206 stands for."""
     status = head.status
-    if status == PARTIAL:
-        return
     if status in RETRYABLE:
-        raise SourceOverloaded(
+        return SourceOverloaded(
             f"the server answered {status}",
             retry_after_seconds=parse_retry_after(head.fields.get(b"retry-after"), head.fields.get(b"date")),
         )
     if status == PRECONDITION_FAILED:
-        raise SourceChanged("the content changed: the server no longer has what was opened (412)")
-    raise SourceRefused(f"the server answered {status}")
+        return SourceChanged("the content changed: the server no longer has what was opened (412)")
+    return SourceRefused(f"the server answered {status}")
 
 
 def parse_retry_after(value: bytes | None, date: bytes | None) -> float | None:

@@ -13,7 +13,7 @@ from nbd_client.errors import (
     SourceRefused,
     WrongRange,
 )
-from nbd_client.source.response import Pin, check_range, parse_head, parse_retry_after, pin_of
+from nbd_client.source.response import HeadParser, Pin, check_range, parse_head, parse_retry_after, pin_of
 
 PIN = Pin(1000, b'"v1"', None)
 
@@ -149,6 +149,29 @@ def test_retry_after_is_understood_in_both_forms_and_capped():
     assert parse_retry_after(b"Sun, 06 Nov 1994 08:49:00 GMT", date) == 0
     assert parse_retry_after(b"Sun, 06 Nov 1994 08:49:47 GMT", None) is None
     assert parse_retry_after(b"soon", date) is None
+
+
+HEADS = st.tuples(
+    st.sampled_from(["HTTP/1.1 206 OK", "HTTP/1.1 503 No", "HTTP/2 206"]),
+    st.sampled_from(["bytes 0-99/1000", "bytes 100-199/1000", "bytes 1-2/*", "x\rY: z", "x\nY: z", ""]),
+    st.lists(
+        st.sampled_from(["Content-Length: 100", 'ETag: "v1"', "Content-Range: bytes 5-6/7", "bad", "A: b"])
+    ),
+    st.lists(st.sampled_from(["Connection: close", "Content-Length: 100", "Content-Range:bytes 5-6/7", ""])),
+).map(lambda t: "\r\n".join([t[0], *t[2], f"Content-Range: {t[1]}", *t[3]]).encode())
+
+
+@given(st.lists(HEADS | st.binary(max_size=60), max_size=8))
+def test_the_quick_parser_is_the_plain_parser(raws):
+    parser = HeadParser()
+    for raw in [head for raw in raws for head in (raw, raw.replace(b"0-99/", b"100-199/"))]:
+        try:
+            expected = parse_head(raw)
+        except SourceProtocolError:
+            with pytest.raises(SourceProtocolError):
+                parser.parse(raw)
+        else:
+            assert parser.parse(raw) == expected
 
 
 @given(st.binary(max_size=200))

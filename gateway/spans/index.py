@@ -89,7 +89,7 @@ class LayerIndex:
             table = SpanTable(records)
         except (ValidationError, ValueError) as error:
             raise StorageError(f"{folder} is damaged; remove it to index the layer again") from error
-        windows = Windows(folder / CHECKPOINTS) if facts.kind == "gzip" else None
+        windows = Windows(folder / CHECKPOINTS, table.count) if facts.kind == "gzip" else None
         return cls(folder, facts, table, windows)
 
     def close(self) -> None:
@@ -99,12 +99,16 @@ class LayerIndex:
 
 
 class Windows:
-    """The 32 KiB windows of a zinfo v2 file, mapped, not loaded."""
+    """The 32 KiB windows of a zinfo v2 file of ``count`` checkpoints, mapped, not loaded."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, count: int) -> None:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
+                if os.fstat(fd).st_size != zinfo.HEADER_BYTES + count * zinfo.RECORD_BYTES:
+                    raise StorageError(
+                        f"{path} does not hold {count} checkpoints; remove its folder to index the layer again"
+                    )
                 self._map = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
             finally:
                 os.close(fd)

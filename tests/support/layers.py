@@ -121,9 +121,7 @@ def index_blob(
     name = index_id(kind, span_size, supplied_digest)
     with folders.begin(sha256(blob), name) as writer:
         promise = Promise(sha256(blob), len(blob), diff_id)
-        work = LayerPass(
-            promise, kind, span_size, writer, supplied=supplied, supplied_digest=supplied_digest
-        )
+        work = LayerPass(promise, kind, span_size, writer, supplied=supplied, supplied_digest=supplied_digest)
         try:
             feed(work, blob, chunk)
             work.finish()

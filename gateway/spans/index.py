@@ -96,7 +96,7 @@ class LayerIndex:
             table = SpanTable(records)
         except (ValidationError, ValueError) as error:
             raise IndexDamaged(f"{folder} is damaged") from error
-        windows = Windows(folder / CHECKPOINTS) if facts.kind == "gzip" else None
+        windows = Windows(folder / CHECKPOINTS, table.count) if facts.kind == "gzip" else None
         return cls(folder, facts, table, windows)
 
     def close(self) -> None:
@@ -106,12 +106,14 @@ class LayerIndex:
 
 
 class Windows:
-    """The 32 KiB windows of a zinfo v2 file, mapped, not loaded."""
+    """The 32 KiB windows of a zinfo v2 file of ``count`` checkpoints, mapped, not loaded."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, count: int) -> None:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
+                if os.fstat(fd).st_size != zinfo.HEADER_BYTES + count * zinfo.RECORD_BYTES:
+                    raise IndexDamaged(f"{path} does not hold {count} checkpoints")
                 self._map = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
             finally:
                 os.close(fd)

@@ -23,6 +23,7 @@ from gateway.errors import (
     SpanMismatch,
     UpstreamError,
 )
+from gateway.gzran.zinfo import WINDOW_BYTES
 from gateway.reader import Bytes
 from gateway.spans.decode import check_chain, decode
 from gateway.spans.disk import DiskTier
@@ -145,6 +146,8 @@ class SpanStore:
         key = layer.key(index)
         if self._prefetching >= self._prefetch_limit or key in self._flying or key in self.memory:
             return
+        if self.flying_bytes > self._flying_limit // 2:
+            return  # the rest is for those who wait
         if layer.provisional_memory is not None and key in layer.provisional_memory:
             return
         self._prefetching += 1
@@ -177,8 +180,21 @@ class SpanStore:
         self.flying_bytes += layer.table.span(key.span).out_length
         task = asyncio.create_task(self._fill(layer, key, future))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            # A task that is cancelled before its first step never gets to its finally clause.
+            self._landed(layer, key, future)
+
+        task.add_done_callback(ended)
         return future
+
+    def _landed(self, layer: SpanLayer, key: SpanKey, future: asyncio.Future[Found]) -> None:
+        if self._flying.get(key) is future:
+            del self._flying[key]
+            self.flying_bytes -= layer.table.span(key.span).out_length
+            if not future.done():
+                future.cancel()
 
     async def _fill(self, layer: SpanLayer, key: SpanKey, future: asyncio.Future[Found]) -> None:
         try:
@@ -215,8 +231,7 @@ class SpanStore:
                     future.set_exception(error)
             raise
         finally:
-            del self._flying[key]
-            self.flying_bytes -= layer.table.span(key.span).out_length
+            self._landed(layer, key, future)
 
     async def _from_disk(self, key: SpanKey, span: Span, future: asyncio.Future[Found]) -> bool:
         data = await self._run(self.disk.read, key, span.out_sha256)
@@ -260,21 +275,43 @@ class SpanStore:
         return data
 
     async def _fetch_provisional(self, layer: SpanLayer, index: int, span: Span) -> Bytes:
-        """Fetch a span whose checkpoint nobody has proven: its window must be how the span before it ends.
+        """Fetch a span whose checkpoint nobody has proven: its window must be how the spans before it end.
 
-        That costs a second span per random read, while the pass runs; a sequential reader has it already.
+        That costs a second span per random read (more where spans are shorter than a window), while the pass runs; a
+        sequential reader has it already.
         """
         if index and layer.windows is not None and index not in layer.confirmed_windows:
-            before, data = await asyncio.gather(
-                self._fetch(layer, index - 1, layer.table.span(index - 1)), self._fetch(layer, index, span)
+            *before, data = await asyncio.gather(
+                *(self._provisional(layer, number) for number in _look_behind(layer, index)),
+                self._fetch(layer, index, span),
             )
-            check_chain(before, layer.windows.window(index), layer.where)
+            check_chain(b"".join(before), layer.windows.window(index), layer.where)
         else:
             data = await self._fetch(layer, index, span)
         layer.confirmed_windows.add(index)
-        layer.confirmed_windows.add(index + 1)
+        if index == 0 or len(data) >= WINDOW_BYTES:
+            layer.confirmed_windows.add(index + 1)
         return data
+
+    async def _provisional(self, layer: SpanLayer, index: int) -> Bytes:
+        """A span that is only looked at to check the next one's window."""
+        memory = layer.provisional_memory
+        held = None if memory is None else memory.get(layer.key(index))
+        return held if held is not None else await self._fetch(layer, index, layer.table.span(index))
 
     async def _run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, lambda: function(*args, **kwargs))
+
+
+def _look_behind(layer: SpanLayer, index: int) -> list[int]:
+    """Numbers of the spans that make up the window of checkpoint ``index``, in order."""
+    found: list[int] = []
+    length = 0
+    while index and length < WINDOW_BYTES:
+        index -= 1
+        span = layer.table.span(index)
+        if span.out_length:
+            found.append(index)
+            length += span.out_length
+    return found[::-1]

@@ -32,12 +32,15 @@ class RetryPolicy:
     """Bounds of one request.
 
     ``attempt_seconds`` is for one exchange with one host, ``deadline_seconds`` for all of them together.
+    A stream has no deadline; it gives up after ``stream_attempts`` transfers in a row that brought next to
+    nothing.
     """
 
-    attempts: int = 4
+    attempts: int = 6
+    stream_attempts: int = 10
     deadline_seconds: float = 25.0
     attempt_seconds: float = 10.0
-    backoff_base_seconds: float = 0.1
+    backoff_base_seconds: float = 0.2
     backoff_cap_seconds: float = 5.0
     breaker_patience_seconds: float = 3.0
 
@@ -116,9 +119,9 @@ class Breaker:
 
     ::
 
-        closed ──threshold failures in a row──▶ open ──cooldown over──▶ half open ──probe succeeds──▶ closed
-                                                 ▲                          │
-                                                 └─ probe fails,doubled ─┘
+        closed ── threshold failures in a row ──▶ open ── cooldown over ──▶ half open ── success ──▶ closed
+                                                   ▲                           │
+                                                   └── failure, cooldown x 2 ──┘
 
     In half open exactly one request is let through. The cooldown is capped so that a registry that is back is
     found within ``max_cooldown_seconds`` plus one request, which must stay below 10 s.
@@ -250,6 +253,11 @@ class Retrier:
                     raise
                 self.observer.retried(targets[-1].host, error.code)
                 await self.sleep(delay)
+
+    async def once(self, targets: Sequence[TargetT], operation: Callable[[TargetT], Awaitable[T]]) -> T:
+        """One pass over the targets without a retry, for a caller that repeats by itself."""
+        self.budget.deposit()
+        return await self._pass(targets, operation, self.clock() + self.policy.deadline_seconds)
 
     async def _pass(
         self, targets: Sequence[TargetT], operation: Callable[[TargetT], Awaitable[T]], deadline: float

@@ -12,8 +12,10 @@ decompressed.
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import AsyncIterator, Callable
+from functools import cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, NamedTuple, cast
 
@@ -34,6 +36,8 @@ from gateway.errors import (
 from gateway.registry.guard import AllowList, GuardedResolver, canonical_host, literal_address, refusal
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+# Names (in ASCII) and addresses; no IPv6 scope, as an interface of this machine is nobody else's business.
+_HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
 _PIECE_BYTES = 256 * 1024
 # A body at most this long is read to its end when it is not wanted, so that the connection can serve again.
 _DRAIN_BYTES = 16 * 1024
@@ -49,7 +53,9 @@ class Origin(NamedTuple):
 
 def origin_of(url: httpx.URL) -> Origin:
     """Scheme, host and port of ``url``. Raises ``AddressRefused`` unless it is http or https."""
-    if url.scheme not in _DEFAULT_PORTS or not url.host:
+    if not _HOST.fullmatch(url.host):
+        raise AddressRefused(f"a registry named {url.host[:100]!r}, which is not a host")
+    if url.scheme not in _DEFAULT_PORTS:
         raise AddressRefused(
             f"a registry named a URL of scheme {url.scheme[:20]!r}; only http and https are followed"
         )
@@ -224,6 +230,7 @@ class _ExactSession:
         return self._session.request(method, yarl.URL(url, encoded=True), **options)
 
 
+@cache  # loading some hundred authorities takes longer than a test
 def _system_tls() -> ssl.SSLContext:
     """The system's certificate authorities, where private registries' own are installed, and certifi's."""
     context = httpx.create_ssl_context(trust_env=False)

@@ -63,8 +63,9 @@ def huge_registration(layer: Layer, folder: Path, *, size: int) -> list[Row]:
 
 
 class HugeLayer:
-    """A tar of one large file as one gzip member, made of repeated pieces: deflate after a full flush does not
-    depend on what came before.
+    """A tar of one large file as one gzip member, made of repeated pieces.
+
+    They can be repeated because deflate after a full flush does not refer to what came before.
     """
 
     def __init__(self, chunk: bytes, repeats: int) -> None:

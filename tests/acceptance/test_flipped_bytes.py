@@ -105,12 +105,20 @@ def test_in_a_local_checkpoint_it_is_a_mismatch_wherever_it_matters(
     for number in range(1, spans.count):
         window = HEADER_BYTES + (number + 1) * RECORD_BYTES - WINDOW_BYTES
         last_kilobyte = [WINDOW_BYTES - chance.randint(1, 1024) for _ in range(6)]
-        for place in [0, WINDOW_BYTES - 1, *last_kilobyte, *(chance.randrange(WINDOW_BYTES) for _ in range(6))]:
+        for place in [
+            0,
+            WINDOW_BYTES - 1,
+            *last_kilobyte,
+            *(chance.randrange(WINDOW_BYTES) for _ in range(6)),
+        ]:
             with flipped(path, window + place):
                 answers[shown(gateway, device, small_tar, spans.bounds(number))] += 1
     assert answers[502, "span_mismatch"] > spans.count
     assert shown(gateway, device, small_tar, spans.bounds(3)) == (206, "")
-    figure("flipped bytes of local checkpoints: refused / harmless / wrong", f"{answers[502, 'span_mismatch']} / {answers[206, '']} / 0")
+    figure(
+        "flipped bytes of local checkpoints: refused / harmless / wrong",
+        f"{answers[502, 'span_mismatch']} / {answers[206, '']} / 0",
+    )
 
 
 def test_in_generated_metadata_it_is_a_mismatch(
@@ -163,7 +171,8 @@ def test_in_the_span_table_it_keeps_the_device_from_opening_until_it_is_register
                 assert str(gateway.data_dir) not in answer.text or "remove" in answer.text
     with flipped(path, 50):
         renewed = gateway.register(
-            "renewed", {"source": {"image": f"oci:{layout.folder}:one"}, "layout": "tar", "layer": {"index": 0}}
+            "renewed",
+            {"source": {"image": f"oci:{layout.folder}:one"}, "layout": "tar", "layer": {"index": 0}},
         )
         assert renewed["state"] == "ready", renewed
         assert gateway.get("renewed", 0, len(small_tar)).content == small_tar

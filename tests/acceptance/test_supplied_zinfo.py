@@ -183,4 +183,3 @@ def test_a_flipped_byte_in_a_window_is_quarantined_in_the_background_and_served_
     assert refused >= len(places)
     figure("poisoned windows quarantined", len(places))
     figure("reads before quarantine: refused / right / wrong", f"{refused} / {right} / 0")
-

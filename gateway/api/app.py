@@ -29,6 +29,8 @@ _DESCRIPTION = """Container images as devices: verified byte ranges of unmodifie
 Register a device with `PUT /v1/devices/{name}`, wait until its state is `ready`, then read
 `/v1/devices/{name}/data` with Range requests. Every error is an RFC 9457 problem document with a stable `code`."""
 
+_ROUTERS = (devices.router, artifacts.router, operations.router, stats.router, nodes.router)
+
 
 def create_app(settings: Settings) -> FastAPI:
     """Build the application; its services open when its lifespan starts."""
@@ -57,11 +59,8 @@ def create_app(settings: Settings) -> FastAPI:
     data = DataEndpoint(counts, private=bool(settings.tokens), cors_origins=settings.cors_origins)
     # First, so that it is found first; raw ASGI, so that FastAPI's machinery is not paid for per block.
     app.router.routes.insert(0, Route(DATA_PATH, data, methods=["GET", "HEAD"], include_in_schema=False))
-    app.include_router(devices.router)
-    app.include_router(artifacts.router)
-    app.include_router(operations.router)
-    app.include_router(stats.router)
-    app.include_router(nodes.router)
+    for router in _ROUTERS:
+        app.include_router(router)
     dashboard.add(app)
     counts.name(_templates(app))
     app.add_middleware(Edge, counts=counts, tokens=settings.tokens, access_log=settings.log_level == "debug")
@@ -74,11 +73,13 @@ def create_app(settings: Settings) -> FastAPI:
 
 def _templates(app: FastAPI) -> dict[Any, str]:
     """The route template of each endpoint."""
-    return {
-        route.endpoint if isinstance(route, Route) else route.app: route.path
-        for route in app.routes
-        if isinstance(route, Route | Mount)
-    }
+    names: dict[Any, str] = {}
+    for route in (*app.routes, *(route for router in _ROUTERS for route in router.routes)):
+        if isinstance(route, Route):
+            names[route.endpoint] = route.path
+        elif isinstance(route, Mount):
+            names[route.app] = route.path
+    return names
 
 
 def schema(app: FastAPI) -> dict[str, Any]:

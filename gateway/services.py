@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-<<<<<<< HEAD
 import shutil
-=======
 from collections.abc import Iterator
->>>>>>> main
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,14 +52,6 @@ def prepared(settings: Settings) -> Iterator[None]:
         raise StorageError(
             f"the data folder {root} cannot be used: {error.strerror}; choose one with --data-dir"
         ) from error
-<<<<<<< HEAD
-    migrate(settings.catalog_url)
-    # What earlier workers counted ends with them, so that all counters begin at 0 together.
-    shutil.rmtree(root / "run", ignore_errors=True)
-    LayerFolders(root / "layers").sweep()
-    Artifacts(root / "artifacts", max_bytes=0).sweep()
-    DiskTier(root / "cache", settings.disk_cache).sweep()
-=======
     lock = try_lock(root / "locks" / "gateway")
     if lock is None:
         raise ConfigurationError(
@@ -70,11 +59,12 @@ def prepared(settings: Settings) -> Iterator[None]:
         )
     with lock:
         migrate(settings.catalog_url)
+        # What earlier workers counted ends with them, so that all counters begin at 0 together.
+        shutil.rmtree(root / "run", ignore_errors=True)
         LayerFolders(root / "layers").sweep()
         Artifacts(root / "artifacts", max_bytes=0).sweep()
         DiskTier(root / "cache", settings.disk_cache).sweep()
         yield
->>>>>>> main
 
 
 @dataclass
@@ -119,14 +109,10 @@ class Services:
             root / "locks",
         )
         shelf = Shelf(catalog, store, folders, artifacts, sources)
-<<<<<<< HEAD
+        shelf.on_reindex = registrar.begin
         services = cls(
             settings, catalog, artifacts, store, shelf, registrar, sources, upstream, executor, locks
         )
-=======
-        shelf.on_reindex = registrar.begin
-        services = cls(settings, catalog, artifacts, store, shelf, registrar, sources, executor, locks)
->>>>>>> main
         await registrar.start()
         return services
 

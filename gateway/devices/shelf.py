@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-<<<<<<< HEAD
 import weakref
 from collections import Counter
-from collections.abc import Coroutine
-=======
 from collections.abc import Callable, Coroutine
->>>>>>> main
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -193,15 +189,11 @@ class Shelf:
             weakref.finalize(held.device, self._settle, served).atexit = False
             self._spawn(held.device.aclose())
 
-<<<<<<< HEAD
     def _settle(self, served: dict[Origin, int]) -> None:
         self._closing = [other for other in self._closing if other is not served]
         self._closed.update(served)
 
-    def _health(self, record: DeviceRecord, error: BlockgateError | None) -> None:
-=======
     def _health(self, record: DeviceRecord, layer: SpanLayer, error: BlockgateError | None) -> None:
->>>>>>> main
         """A layer's source began or ceased to fail: say so in the catalog, if it is more than a passing trouble."""
         if isinstance(error, IndexDamaged):
             self._folders.discard(layer.blob, layer.index_id)

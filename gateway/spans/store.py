@@ -16,10 +16,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ParamSpec, TypeVar
 
-<<<<<<< HEAD
-from gateway.errors import BlockgateError, IntegrityError, Overloaded, UpstreamError
-from gateway.metrics import Histogram
-=======
 from gateway.errors import (
     BlockgateError,
     IndexDamaged,
@@ -29,7 +25,7 @@ from gateway.errors import (
     UpstreamError,
 )
 from gateway.gzran.zinfo import WINDOW_BYTES
->>>>>>> main
+from gateway.metrics import Histogram
 from gateway.reader import Bytes
 from gateway.spans.decode import check_chain, decode
 from gateway.spans.disk import DiskTier
@@ -296,10 +292,7 @@ class SpanStore:
                 first=index == 0,
                 where=layer.where,
             )
-<<<<<<< HEAD
             self.counts.inflate.observe(time.monotonic() - started)
-        except (UpstreamError, IntegrityError) as error:
-=======
         except SpanMismatch as error:
             if not layer.local:
                 layer.note(error)
@@ -310,7 +303,6 @@ class SpanStore:
             layer.note(damaged)
             raise damaged from error
         except (UpstreamError, IntegrityError, IndexDamaged) as error:
->>>>>>> main
             layer.note(error)
             raise
         layer.note(None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -19,7 +20,7 @@ from gateway.api.app import create_app
 from gateway.config import Settings
 from gateway.errors import ConfigurationError
 from gateway.logs import configure
-from gateway.services import prepare
+from gateway.services import prepared
 
 _HEADER_SECONDS = 10.0
 _GRACE_SECONDS = 30
@@ -84,7 +85,11 @@ def serve(settings: Settings) -> int:
     """
     check_exposure(settings)
     sock = _listen(settings)
-    prepare(settings)
+    with sock, prepared(settings):
+        return _run(settings, sock)
+
+
+def _run(settings: Settings, sock: socket.socket) -> int:
     host, port = sock.getsockname()[:2]
     log.info(
         "listening",
@@ -112,6 +117,8 @@ def check_exposure(settings: Settings) -> None:
 
 def run_worker(settings: Settings, sock: socket.socket) -> None:
     """One serving process."""
+    if multiprocessing.parent_process() is not None:
+        _end_with_parent()
     configure(settings.log_format, settings.log_level)
     config = uvicorn.Config(
         create_app(settings),
@@ -129,6 +136,14 @@ def run_worker(settings: Settings, sock: socket.socket) -> None:
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
     _Server(config, settings.drain_seconds).run(sockets=[sock])
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end this worker when its supervisor dies without a word (prctl(2), PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid != os.getppid():
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _listen(settings: Settings) -> socket.socket:

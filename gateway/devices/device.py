@@ -107,9 +107,10 @@ class Device:
                 yield _ZEROS[: want.stop - want.start]
                 continue
             ahead_bytes -= want.layer.table.span(want.span).out_length
-            data, origin = (
-                await asyncio.shield(future) if future else await self._store.read(want.layer, want.span)
-            )
+            if future is None:
+                data, origin = await self._store.read(want.layer, want.span, patient=True)
+            else:
+                data, origin = await asyncio.shield(future)
             self.served[origin] += want.stop - want.start
             yield memoryview(data)[want.start : want.stop]
 

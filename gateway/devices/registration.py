@@ -7,8 +7,6 @@ looks next goes on: finished layer indexes are found, an unfinished pass begins 
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -35,6 +33,7 @@ from gateway.errors import (
 from gateway.ingest.ingest import Ingest
 from gateway.ingest.layer_pass import Promise
 from gateway.ingest.metadata import BuiltMetadata, build_in_process
+from gateway.locks import try_lock
 from gateway.registry.source import Layer
 from gateway.spans.index import TOC, LayerIndex, index_id
 
@@ -100,21 +99,16 @@ class Registrar:
                 self.begin(record)
 
     async def _own(self, record: DeviceRecord) -> None:
-        path = self._locks / f"{record.uid}.registration"
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
+        lock = try_lock(self._locks / f"{record.uid}.registration")
+        if lock is None:
+            return
+        with lock:
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                current = await self._catalog.get(record.name)
+            except DeviceNotFound:
                 return
-            current = await self._catalog.get(record.name)
             if current.uid == record.uid:
                 await self._run(current)
-        except DeviceNotFound:
-            return
-        finally:
-            path.unlink(missing_ok=True)
-            os.close(fd)
 
     async def _run(self, record: DeviceRecord) -> None:
         work = _Registration(self._catalog, self._ingest, self._artifacts, self._sources, record)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -22,6 +23,7 @@ from gateway.errors import (
     DeviceFailed,
     DeviceNotReady,
     DeviceQuarantined,
+    IndexDamaged,
     StorageError,
 )
 from gateway.ingest.folder import LayerFolders
@@ -60,7 +62,8 @@ class Shelf:
         self._artifacts = artifacts
         self._sources = sources
         self._open: dict[str, _Open] = {}
-        self._opening = asyncio.Lock()
+        self._opening: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self.on_reindex: Callable[[DeviceRecord], None] = lambda _record: None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def peek(self, name: str) -> Device | None:
@@ -78,7 +81,7 @@ class Shelf:
         device = self.peek(name)
         if device is not None:
             return device
-        async with self._opening:
+        async with self._opening.setdefault(name, asyncio.Lock()):
             generation = self._catalog.generation.value()
             try:
                 record = await self._catalog.get(name)
@@ -87,11 +90,15 @@ class Shelf:
                 self._drop(name)
                 raise
             held = self._open.get(name)
-            if held is not None and _same_bytes(held.record, record):
+            if held is not None and _same_bytes(held.record, record) and all(i.current for i in held.indexes):
                 held.generation, held.record = generation, record
                 return held.device
             self._drop(name)
-            device, indexes = await self._make(record)
+            try:
+                device, indexes = await self._make(record)
+            except IndexDamaged:
+                await self._reindex(record)
+                raise
             self._open[name] = _Open(device, record, generation, indexes)
             return device
 
@@ -135,26 +142,31 @@ class Shelf:
                 local=local,
                 provisional_memory=None if proven else MemoryTier(_PROVISIONAL_MEMORY_BYTES),
             )
-            layer.on_health = partial(self._health, record)
+            if record.state == "degraded":
+                # Not known to be well before it has delivered something.
+                layer.error = BlockgateError(record.failure.detail if record.failure else "degraded")
+            layer.on_health = partial(self._health, record, layer)
             layers.append(layer)
         return Device(record.name, record.segments, layers, self._store), indexes
 
     def _index(self, segment: Segment, record: DeviceRecord) -> tuple[LayerIndex, bool]:
         assert segment.digest is not None  # noqa: S101 - not a zero segment
         assert segment.index_id is not None  # noqa: S101
-        index = LayerIndex.open(self._folders.path(segment.digest, segment.index_id))
+        try:
+            return self._open_index(segment.digest, segment.index_id, record)
+        except IndexDamaged as error:
+            self._folders.discard(segment.digest, segment.index_id)
+            raise IndexDamaged(f"{error.detail}; it is being made again", retry_after_seconds=2) from error
+
+    def _open_index(self, digest: str, index_id: str, record: DeviceRecord) -> tuple[LayerIndex, bool]:
+        index = LayerIndex.open(self._folders.path(digest, index_id))
         if index is not None:
             return index, True
         if record.verification == "verifying" and record.spec.zinfo is not None:
-            index = LayerIndex.open(
-                self._folders.path(segment.digest, provisional.name_of(record.spec.zinfo))
-            )
+            index = LayerIndex.open(self._folders.path(digest, provisional.name_of(record.spec.zinfo)))
             if index is not None:
                 return index, False
-        raise StorageError(
-            f"the index of layer {segment.digest} is missing from the data folder; "
-            f"delete device {record.name!r} and register it again"
-        )
+        raise IndexDamaged(f"the index of layer {digest} is missing from the data folder")
 
     def _drop(self, name: str) -> None:
         held = self._open.pop(name, None)
@@ -162,8 +174,12 @@ class Shelf:
             # Reads that are under way finish: a blob closes when nobody reads it.
             self._spawn(held.device.aclose())
 
-    def _health(self, record: DeviceRecord, error: BlockgateError | None) -> None:
+    def _health(self, record: DeviceRecord, layer: SpanLayer, error: BlockgateError | None) -> None:
         """A layer's source began or ceased to fail: say so in the catalog, if it is more than a passing trouble."""
+        if isinstance(error, IndexDamaged):
+            self._folders.discard(layer.blob, layer.index_id)
+            self._spawn(self._reindex(record))
+            return
         if error is not None and error.retryable:
             return
         self._spawn(self._set_health(record, error))
@@ -178,6 +194,14 @@ class Shelf:
                 log.warning("health", device=record.name, state=after, code=failure.code if failure else None)
         except StorageError as trouble:
             log.warning("catalog", device=record.name, error=trouble.detail)
+
+    async def _reindex(self, record: DeviceRecord) -> None:
+        """What lies in the data folder is not what was written there: register the device once more."""
+        log.error("local index damaged", device=record.name)
+        if await self._catalog.update(
+            record, only_from=SERVING, state="indexing", progress=None, failure=None
+        ):
+            self.on_reindex(record)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
 import uuid
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from gateway.errors import StorageError
 from gateway.gzran import zinfo
+from gateway.locks import try_lock
 from gateway.spans.index import CHECKPOINTS, FACTS, SPANS, TOC, LayerFacts
 from gateway.spans.table import SpanTable
 
@@ -33,17 +34,18 @@ class LayerFolders:
         """A writer of a folder to come."""
         return FolderWriter(self.path(blob, index_id))
 
-    def try_lock(self, blob: str, index_id: str) -> int | None:
-        """Become the one process that indexes this layer: a descriptor to close, or ``None`` when another is."""
-        path = self.path(blob, index_id).with_suffix(".lock")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    def try_lock(self, blob: str, index_id: str) -> AbstractContextManager[None] | None:
+        """Become the one who indexes this layer, or ``None`` when another is."""
+        target = self.path(blob, index_id)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            return None
-        return fd
+            target.parent.mkdir(parents=True, exist_ok=True)
+            return try_lock(target.with_name(f"{target.name}.lock"))
+        except OSError as error:
+            raise StorageError(f"{target.parent} cannot be written: {error.strerror}") from error
+
+    def discard(self, blob: str, index_id: str) -> None:
+        """Remove an index that proved to be damaged; whoever has it open keeps what is mapped."""
+        shutil.rmtree(self.path(blob, index_id), ignore_errors=True)
 
     def sweep(self) -> int:
         """Remove what killed processes left unfinished. Call while no other process works here."""

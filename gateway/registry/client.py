@@ -13,6 +13,7 @@ from gateway.errors import AddressRefused, BlobNotFound, ConfigurationError, Inv
 from gateway.reader import Blob
 from gateway.registry.auth import Authenticator
 from gateway.registry.blob import MinimumRate, RegistryBlob
+from gateway.registry.breaker import Breaker, Clock
 from gateway.registry.credentials import CredentialStore
 from gateway.registry.endpoint import Endpoint
 from gateway.registry.hedge import Hedge
@@ -29,7 +30,7 @@ from gateway.registry.partial import check_encoding
 from gateway.registry.platform import parse_platform
 from gateway.registry.reference import Reference, is_digest
 from gateway.registry.resolve import resolve_image
-from gateway.registry.retry import Breaker, Clock, Retrier, RetryBudget, RetryPolicy, Sleep
+from gateway.registry.retry import Retrier, RetryBudget, RetryPolicy, Sleep
 from gateway.registry.source import Descriptor, Image
 from gateway.registry.transport import Transport, origin_of
 

@@ -23,8 +23,9 @@ from gateway.errors import (
     UpstreamError,
 )
 from gateway.registry.auth import Authenticator
+from gateway.registry.breaker import Breaker, Clock
 from gateway.registry.challenge import find_challenge, parse_challenges
-from gateway.registry.retry import Breaker, Clock, parse_retry_after
+from gateway.registry.retry import parse_retry_after
 from gateway.registry.transport import Answer, Transport, origin_of
 
 MAX_REDIRECTS = 5

@@ -13,7 +13,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from gateway.registry.retry import Clock, RetryBudget
+from gateway.registry.breaker import Clock
+from gateway.registry.retry import RetryBudget
 
 T = TypeVar("T")
 

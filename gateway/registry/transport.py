@@ -12,6 +12,7 @@ decompressed.
 
 from __future__ import annotations
 
+import logging
 import re
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -34,6 +35,9 @@ from gateway.errors import (
     UpstreamError,
 )
 from gateway.registry.guard import AllowList, GuardedResolver, canonical_host, literal_address, refusal
+
+# httpx logs the URL of every request at INFO; a signed one is a secret.
+logging.getLogger("httpx").setLevel(logging.WARNING)
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 # Names (in ASCII) and addresses; no IPv6 scope, as an interface of this machine is nobody else's business.
@@ -79,7 +83,7 @@ class Answer:
                 self.received_bytes += len(piece)
                 yield piece
         except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
-            raise _translate(error, self.host, body=True) from error
+            raise _translate(error, self.host, body=True) from None
 
     async def body(self, limit_bytes: int) -> bytes | None:
         """The whole body, or None as soon as it proves to be longer than ``limit_bytes``."""
@@ -170,7 +174,7 @@ class Transport:
             request = client.build_request(method, url, headers=headers, data=form)
             response = await client.send(request, stream=True, auth=None)
         except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError, ValueError) as error:
-            raise _translate(error, host, body=False) from error
+            raise _translate(error, host, body=False) from None
         return Answer(response, host)
 
     def _client(self, origin: Origin, *, trusted: bool) -> httpx.AsyncClient:
@@ -239,7 +243,7 @@ def _system_tls() -> ssl.SSLContext:
 
 
 def _translate(error: Exception, host: str, *, body: bool) -> UpstreamError:
-    """The error of this tree. Its text never carries the library's own, which may hold a signed URL."""
+    """The error of this tree. It neither carries the library's text nor is chained to it: that holds signed URLs."""
     cause = error.__cause__ or error
     kind = type(cause).__name__
     if isinstance(cause, TimeoutError | httpx.TimeoutException):

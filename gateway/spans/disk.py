@@ -201,6 +201,8 @@ class DiskTier:
             temporary.unlink()
         with self._lock:
             self.write_errors[_name(error)] += 1
+            if self.bypassed:
+                return  # it began before the pause did: one full disk, not one more reason
             self._bypass_until = time.monotonic() + self._bypass_seconds
             self._bypass_seconds = min(self._bypass_seconds * 2, _LONGEST_BYPASS_SECONDS)
 

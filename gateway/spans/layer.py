@@ -70,8 +70,8 @@ class SpanLayer:
         return self.windows.window(index)
 
     def note(self, error: BlockgateError | None) -> None:
-        """Remember how the last fetch from the source ended, and tell whoever wants to know when that changes."""
-        changed = (error is None) != (self.error is None)
+        """Remember how the last fetch from the source ended, and tell whoever wants to know when its kind changes."""
+        changed = type(error) is not type(self.error)
         self.error = error
         if changed:
             self.on_health(error)

@@ -15,7 +15,15 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ParamSpec, TypeVar
 
-from gateway.errors import BlockgateError, IntegrityError, Overloaded, UpstreamError
+from gateway.errors import (
+    BlockgateError,
+    IndexDamaged,
+    IntegrityError,
+    Overloaded,
+    SpanMismatch,
+    UpstreamError,
+)
+from gateway.gzran.zinfo import WINDOW_BYTES
 from gateway.reader import Bytes
 from gateway.spans.decode import check_chain, decode
 from gateway.spans.disk import DiskTier
@@ -90,12 +98,19 @@ class SpanStore:
             self.counts.memory_hits += 1
         return data
 
-    async def read(self, layer: SpanLayer, index: int) -> Found:
-        """The verified bytes of a span, and where they came from. Raises what fetching or verifying raised."""
+    async def read(self, layer: SpanLayer, index: int, *, patient: bool = False) -> Found:
+        """The verified bytes of a span, and where they came from.
+
+        Raises what fetching or verifying raised, and ``Overloaded`` when too much is in flight; a ``patient`` caller
+        (whose answer has begun) waits for room instead.
+        """
         data = self.peek(layer, index)
         if data is not None:
             return data, Origin.MEMORY
-        return await asyncio.shield(self._join(layer, layer.key(index)))
+        key = layer.key(index)
+        while patient and key not in self._flying and self.flying_bytes > self._flying_limit:
+            await asyncio.wait(self._flying.values(), return_when=asyncio.FIRST_COMPLETED)
+        return await asyncio.shield(self._join(layer, key))
 
     def begin(self, layer: SpanLayer, index: int, *, patient: bool) -> asyncio.Future[Found] | None:
         """Begin to read a span; shield the future when awaiting it.
@@ -131,6 +146,8 @@ class SpanStore:
         key = layer.key(index)
         if self._prefetching >= self._prefetch_limit or key in self._flying or key in self.memory:
             return
+        if self.flying_bytes > self._flying_limit // 2:
+            return  # the rest is for those who wait
         if layer.provisional_memory is not None and key in layer.provisional_memory:
             return
         self._prefetching += 1
@@ -163,8 +180,21 @@ class SpanStore:
         self.flying_bytes += layer.table.span(key.span).out_length
         task = asyncio.create_task(self._fill(layer, key, future))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            # A task that is cancelled before its first step never gets to its finally clause.
+            self._landed(layer, key, future)
+
+        task.add_done_callback(ended)
         return future
+
+    def _landed(self, layer: SpanLayer, key: SpanKey, future: asyncio.Future[Found]) -> None:
+        if self._flying.get(key) is future:
+            del self._flying[key]
+            self.flying_bytes -= layer.table.span(key.span).out_length
+            if not future.done():
+                future.cancel()
 
     async def _fill(self, layer: SpanLayer, key: SpanKey, future: asyncio.Future[Found]) -> None:
         try:
@@ -201,8 +231,7 @@ class SpanStore:
                     future.set_exception(error)
             raise
         finally:
-            del self._flying[key]
-            self.flying_bytes -= layer.table.span(key.span).out_length
+            self._landed(layer, key, future)
 
     async def _from_disk(self, key: SpanKey, span: Span, future: asyncio.Future[Found]) -> bool:
         data = await self._run(self.disk.read, key, span.out_sha256)
@@ -230,28 +259,59 @@ class SpanStore:
                 first=index == 0,
                 where=layer.where,
             )
-        except (UpstreamError, IntegrityError) as error:
+        except SpanMismatch as error:
+            if not layer.local:
+                layer.note(error)
+                raise
+            damaged = IndexDamaged(
+                f"{layer.where}: its file in the data folder is damaged; it is being made again"
+            )
+            layer.note(damaged)
+            raise damaged from error
+        except (UpstreamError, IntegrityError, IndexDamaged) as error:
             layer.note(error)
             raise
         layer.note(None)
         return data
 
     async def _fetch_provisional(self, layer: SpanLayer, index: int, span: Span) -> Bytes:
-        """Fetch a span whose checkpoint nobody has proven: its window must be how the span before it ends.
+        """Fetch a span whose checkpoint nobody has proven: its window must be how the spans before it end.
 
-        That costs a second span per random read, while the pass runs; a sequential reader has it already.
+        That costs a second span per random read (more where spans are shorter than a window), while the pass runs; a
+        sequential reader has it already.
         """
         if index and layer.windows is not None and index not in layer.confirmed_windows:
-            before, data = await asyncio.gather(
-                self._fetch(layer, index - 1, layer.table.span(index - 1)), self._fetch(layer, index, span)
+            *before, data = await asyncio.gather(
+                *(self._provisional(layer, number) for number in _look_behind(layer, index)),
+                self._fetch(layer, index, span),
             )
-            check_chain(before, layer.windows.window(index), layer.where)
+            check_chain(b"".join(before), layer.windows.window(index), layer.where)
         else:
             data = await self._fetch(layer, index, span)
         layer.confirmed_windows.add(index)
-        layer.confirmed_windows.add(index + 1)
+        if index == 0 or len(data) >= WINDOW_BYTES:
+            layer.confirmed_windows.add(index + 1)
         return data
+
+    async def _provisional(self, layer: SpanLayer, index: int) -> Bytes:
+        """A span that is only looked at to check the next one's window."""
+        memory = layer.provisional_memory
+        held = None if memory is None else memory.get(layer.key(index))
+        return held if held is not None else await self._fetch(layer, index, layer.table.span(index))
 
     async def _run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, lambda: function(*args, **kwargs))
+
+
+def _look_behind(layer: SpanLayer, index: int) -> list[int]:
+    """Numbers of the spans that make up the window of checkpoint ``index``, in order."""
+    found: list[int] = []
+    length = 0
+    while index and length < WINDOW_BYTES:
+        index -= 1
+        span = layer.table.span(index)
+        if span.out_length:
+            found.append(index)
+            length += span.out_length
+    return found[::-1]

@@ -130,8 +130,8 @@ def test_credentials_come_from_a_named_entry_of_the_configuration(
 ) -> None:
     configuration = tmp_path / "gateway.toml"
     configuration.write_text(
-        f'[credentials.team]\nusername = "reader"\npassword = "{_PASSWORD}"\n'
-        f'[credentials.stale]\nusername = "reader"\npassword = "{_WRONG}"\n'
+        f'[credentials.team]\nhosts = ["{closed_registry.host}"]\nusername = "reader"\npassword = "{_PASSWORD}"\n'
+        f'[credentials.stale]\nhosts = ["{closed_registry.host}"]\nusername = "reader"\npassword = "{_WRONG}"\n'
     )
     source = {"image": f"{closed_registry.host}/team/small:one", "insecure": True}
     with Gateway(tmp_path / "gateway", arguments=["--config", configuration]) as gateway:

@@ -89,7 +89,7 @@ def parents_are_directories(layer: list[Member]) -> bool:
 
 @given(LAYERS)
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
 )
 def test_a_stack_of_layers_reads_back_as_an_unpacker_would_have_left_it(layers):
     layers = [whiteouts_first(layer) for layer in layers]
@@ -119,7 +119,7 @@ def test_a_stack_of_layers_reads_back_as_an_unpacker_would_have_left_it(layers):
 
 @given(LAYERS, st.randoms(use_true_random=False))
 @settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
 )
 def test_a_whiteout_means_the_same_wherever_it_stands_in_its_layer(layers, random):
     assume(parents_are_directories([member for layer in layers for member in layer]))

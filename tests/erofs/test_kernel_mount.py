@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.erofs.entry import Entry
 from gateway.erofs.tarstream import TarWalker
 from gateway.erofs.writer import LayerToc, build
 from tests.support.erofsimage import device_of, metadata_of
@@ -217,10 +218,11 @@ def test_sparse_files_show_their_holes_as_zeros(tmp_path):
 
 
 def test_a_directory_of_seventy_thousand_files_lists_and_looks_up(tmp_path):
-    members = [Member(b"d/%05d" % n, content=b"") for n in range(70_000)]
-    members.append(Member(b"d/last", content=b"here"))
+    entries = [Entry(b"d/%05d" % n, stat.S_IFREG, 0o644) for n in range(70_000)]
+    entries.append(Entry(b"d/last", stat.S_IFREG, 0o644, size=4, offset=512))
+    metadata = build([LayerToc(entries, 1024)])
     image = tmp_path / "device"
-    image.write_bytes(device_of([pack(members)]))
+    image.write_bytes(bytes(metadata.data) + bytes(512) + b"here" + bytes(508))
     with mounted(image, tmp_path / "mnt") as mount:
         assert len(list((mount / "d").iterdir())) == 70_001
         assert (mount / "d" / "last").read_bytes() == b"here"

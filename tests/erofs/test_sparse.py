@@ -108,7 +108,7 @@ def sparse_files(draw) -> tuple[int, list[tuple[int, bytes]]]:
 
 
 @given(st.lists(sparse_files(), min_size=1, max_size=4))
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_any_aligned_map_reads_back_as_the_file(files):
     entries, tar, wanted = [], bytearray(512), {}
     for number, (size, pieces) in enumerate(files):

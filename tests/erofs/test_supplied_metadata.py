@@ -225,7 +225,7 @@ def test_a_directory_that_contains_its_parent_is_refused():
 
 
 @given(st.data())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_no_damage_makes_validation_crash_or_a_walk_run_away(data):
     image = bytearray(BUILT.data)
     for _ in range(data.draw(st.integers(1, 3))):

@@ -102,7 +102,7 @@ def infos(draw) -> tuple[tarfile.TarInfo, bytes]:
 
 
 @given(st.lists(infos(), max_size=8), st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_the_walker_reads_what_tarfile_reads(members, form):
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=form, encoding="utf-8") as tar:
@@ -120,7 +120,7 @@ def test_no_bytes_at_all_raise_anything_but_a_refusal(noise):
 
 
 @given(st.data())
-@settings(max_examples=300)
+@settings(max_examples=200)
 def test_a_damaged_archive_is_refused_or_read_but_never_crashes(data):
     tar = bytearray(
         pax(record(b"path", b"a/b"), record(b"mtime", b"1.5")) + header(size=5) + padded(b"hello") + END

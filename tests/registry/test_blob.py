@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import traceback
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -18,6 +20,7 @@ from gateway.errors import (
     RegistryTimeout,
     RegistryUnauthorized,
     TruncatedBody,
+    UpstreamError,
     WrongRange,
 )
 from gateway.registry.blob import MinimumRate
@@ -194,6 +197,53 @@ async def test_a_drip_below_the_minimum_rate_is_a_timeout(registry, make_registr
         await blob.read(0, 5000)
 
 
+class Counts:
+    """A ``RegistryObserver`` that adds up."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[str] = []
+        self.retries: list[str] = []
+        self.states: list[str] = []
+        self.received_bytes = 0
+        self.hosts: set[str] = set()
+
+    def request_finished(self, host, outcome, seconds):
+        assert seconds >= 0
+        self.hosts.add(host)
+        self.outcomes.append(outcome)
+
+    def bytes_received(self, host, count):
+        self.hosts.add(host)
+        self.received_bytes += count
+
+    def retried(self, host, reason):
+        self.retries.append(reason)
+
+    def breaker_changed(self, host, state):
+        self.states.append(state)
+
+
+async def test_requests_bytes_and_retries_are_told_to_the_observer(
+    registry, make_registries, open_layer, layer
+):
+    registry.redirects = True
+    counts = Counts()
+    blob = await open_layer(make_registries(observer=counts))
+    registry.inject(faults.truncate(after=30), matching=lambda request: request.to_storage)
+    await blob.read(0, 100)
+    assert counts.outcomes == ["registry_truncated", "ok"]
+    assert counts.retries == ["registry_truncated"]
+    assert counts.received_bytes >= 100
+    before = counts.received_bytes
+    await collect(blob.stream())
+    assert counts.received_bytes - before == len(layer)
+    assert counts.hosts == {registry.host}
+    registry.inject(faults.status(500), times=None)
+    with pytest.raises(RegistryOverloaded):
+        await blob.read(0, 100)
+    assert "open" in counts.states
+
+
 async def test_a_cancelled_read_leaves_a_usable_source(registry, make_registries, open_layer, layer):
     blob = await open_layer(make_registries())
     registry.inject(faults.stall(after=10))
@@ -248,6 +298,26 @@ async def test_a_signed_url_that_stays_refused_is_an_error_without_its_query(
     with pytest.raises(RegistryUnauthorized) as caught:
         await blob.read(0, 10)
     assert "Signature" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "fault", [faults.reset(), faults.truncate(after=1), faults.stall(), faults.status(500), None]
+)
+async def test_a_signed_url_is_in_no_log_and_no_traceback(
+    registry, make_registries, open_layer, caplog, fault
+):
+    caplog.set_level(logging.DEBUG)
+    registry.redirects = True
+    blob = await open_layer(make_registries(policy=RetryPolicy(attempts=1, attempt_seconds=0.5)))
+    if fault is None:
+        await blob.read(0, 10)
+    else:
+        registry.inject(fault, times=None, matching=lambda request: request.to_storage)
+        with pytest.raises(UpstreamError) as caught:
+            await blob.read(0, 10)
+        assert "Signature" not in "".join(traceback.format_exception(caught.value))
+    assert any(request.to_storage for request in registry.requests)
+    assert "Signature" not in caplog.text
 
 
 async def test_credentials_never_follow_a_redirect_to_another_origin(

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from gateway.errors import AddressRefused, RegistryProtocolError, RegistryUnauthorized
 from gateway.registry.auth import Authenticator
+from gateway.registry.breaker import Breaker
 from gateway.registry.challenge import Challenge
 from gateway.registry.credentials import CredentialStore
 from gateway.registry.endpoint import Endpoint, Place, lifetime_seconds
-from gateway.registry.retry import Breaker
 from gateway.registry.transport import Transport, origin_of
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

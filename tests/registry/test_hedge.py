@@ -27,6 +27,8 @@ def script(*steps):
     async def operation():
         step = steps[seen["begun"]]
         seen["begun"] += 1
+        if seen["begun"] == len(steps):
+            all_begun.set()
         try:
             if step is None:
                 await asyncio.Event().wait()
@@ -39,6 +41,8 @@ def script(*steps):
             raise step
         return step
 
+    all_begun = asyncio.Event()
+    operation.all_begun = all_begun
     return operation, seen
 
 
@@ -87,8 +91,7 @@ async def test_without_budget_there_is_no_second_request():
 async def test_a_cancelled_caller_ends_both():
     operation, seen = script(None, None)
     task = asyncio.create_task(taught().run(operation))
-    for _ in range(20):
-        await asyncio.sleep(0)
+    await operation.all_begun.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

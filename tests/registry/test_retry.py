@@ -19,7 +19,8 @@ from gateway.errors import (
     RegistryUnreachable,
     UpstreamError,
 )
-from gateway.registry.retry import Breaker, Retrier, RetryBudget, RetryPolicy, parse_retry_after
+from gateway.registry.breaker import Breaker
+from gateway.registry.retry import Retrier, RetryBudget, RetryPolicy, parse_retry_after
 from tests.support.faketime import FakeTime
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

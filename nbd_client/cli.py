@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from nbd_client.control import DEFAULT_RUN_DIR, ask, ensure_agent, running
 from nbd_client.errors import InvalidOption, NodeError, UsageError
 
 _MAX_PORT = 65535
@@ -40,6 +42,66 @@ def serve(
     if listen.unix is None and listen.tcp is None:
         raise InvalidOption("say where to listen: --unix PATH or --tcp HOST:PORT")
     serve_forever(url, listen, export_name=export_name)
+
+
+_RunDir = Annotated[Path, typer.Option(envvar="BLOCKGATE_NBD_RUN_DIR", help="The agent's folder.")]
+_Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+@app.command()
+def attach(
+    url: Annotated[str, typer.Argument(help="Any URL that answers Range requests.")],
+    device: Annotated[str | None, typer.Option(help="/dev/nbdN; by default the first free one.")] = None,
+    run_dir: _RunDir = DEFAULT_RUN_DIR,
+) -> None:
+    """Make URL a block device; prints its path."""
+    ensure_agent(run_dir)
+    print(ask(run_dir, "attach", url=url, device=device))
+
+
+@app.command()
+def detach(
+    device: Annotated[str, typer.Argument(help="/dev/nbdN")],
+    force: Annotated[bool, typer.Option("--force", help="Even while mounted: all its I/O fails.")] = False,
+    run_dir: _RunDir = DEFAULT_RUN_DIR,
+) -> None:
+    """Take a device down."""
+    ensure_agent(run_dir)
+    ask(run_dir, "detach", device=device, force=force)
+
+
+@app.command("list")
+def list_devices(as_json: _Json = False, run_dir: _RunDir = DEFAULT_RUN_DIR) -> None:
+    """Show what is attached."""
+    if not running(run_dir) and not any(run_dir.glob("*.device.json")):
+        devices = []
+    else:
+        ensure_agent(run_dir)
+        devices = ask(run_dir, "list")
+    if as_json:
+        print(json.dumps(devices, indent=1))
+        return
+    for device in devices:
+        mounted = f" on {device['mountpoint']}" if device["mountpoint"] else ""
+        print(f"{device['device']}  {device['state']}  {device['size']}  {device['url']}{mounted}")
+
+
+@app.command()
+def reattach(
+    device: Annotated[str | None, typer.Argument(help="/dev/nbdN")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every recorded device.")] = False,
+    run_dir: _RunDir = DEFAULT_RUN_DIR,
+) -> None:
+    """Bring parked devices back; starting the agent already does it for all of them."""
+    if (device is None) != every:
+        raise InvalidOption("name one device, or say --all")
+    ensure_agent(run_dir)
+    ask(run_dir, "recovered")
+    for one in ask(run_dir, "list"):
+        if (every or one["device"] == device) and one["state"] != "attached":
+            ask(run_dir, "reattach", device=one["device"])
+    if device is not None:
+        ask(run_dir, "show", device=device)
 
 
 def parse_address(text: str) -> tuple[str, int]:

@@ -1,0 +1,131 @@
+"""The agent's process: ``python -m nbd_client.agent_main --run-dir DIR``. Started by the command line or systemd.
+
+Kept apart from the command line's imports: an agent that waits costs little memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ctypes
+import fcntl
+import logging
+import os
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from nbd_client.agent import Agent
+from nbd_client.control import DEFAULT_RUN_DIR, serve_control, socket_path
+from nbd_client.errors import NodeError
+from nbd_client.kernel.attach import KernelAttachment
+from nbd_client.kernel.netlink import NbdNetlink
+from nbd_client.kernel.sysfs import Sysfs
+from nbd_client.recovery import Records
+from nbd_client.server import clear_stale_socket
+from nbd_client.serving import run_loop
+
+log = logging.getLogger(__name__)
+
+_PR_SET_IO_FLUSHER = 57
+_OOM_SCORE = "-900"
+_MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
+
+
+def main() -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="blockgate-nbd agent", description="Hold NBD devices.")
+    parser.add_argument("--run-dir", type=Path, default=DEFAULT_RUN_DIR)
+    run_dir: Path = parser.parse_args().run_dir.absolute()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = os.open(run_dir / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.info("another agent serves %s", run_dir)
+        return 0
+    harden()
+    try:
+        run_loop(_run(run_dir))
+    except NodeError as error:
+        log.error("%s", error)  # noqa: TRY400  the last line is what the command line shows
+        return 1
+    return 0
+
+
+def harden() -> None:
+    """What keeps a process alive that the node's own file systems wait for; as far as it is allowed.
+
+    PR_SET_IO_FLUSHER: memory reclaim never waits for the device that this very process serves (before any
+    thread starts: it is inherited). mlockall on fault: what was touched is not swapped out.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_IO_FLUSHER, 1, 0, 0, 0)
+    libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT)
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
+
+
+async def _run(run_dir: Path) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    sysfs = Sysfs()
+    agent = Agent(Records(run_dir), _LazyKernel(sysfs).get, sysfs)
+    await agent.recover()
+
+    async def listed() -> object:
+        return agent.list()
+
+    async def show(device: str) -> object:
+        return agent.show(device)
+
+    async def export(url: str, path: str) -> int:
+        return await agent.export(url, Path(path))
+
+    async def unexport(path: str) -> None:
+        await agent.unexport(Path(path))
+
+    clear_stale_socket(socket_path(run_dir))
+    control = await serve_control(
+        run_dir,
+        {
+            "attach": agent.attach,
+            "detach": agent.detach,
+            "reattach": agent.reattach,
+            "list": listed,
+            "show": show,
+            "recovered": agent.wait_recovered,
+            "export": export,
+            "unexport": unexport,
+        },
+    )
+    resting = loop.create_task(agent.rest_idle())
+    try:
+        await stop.wait()
+    finally:
+        control.close()
+        socket_path(run_dir).unlink(missing_ok=True)
+        resting.cancel()
+        await agent.park()
+        log.info("parked; devices wait for the next agent")
+
+
+class _LazyKernel:
+    """The driver is looked for when a device is asked for: exports work without it."""
+
+    def __init__(self, sysfs: Sysfs) -> None:
+        self._sysfs = sysfs
+        self._kernel: KernelAttachment | None = None
+
+    def get(self) -> KernelAttachment:
+        if self._kernel is None:
+            self._kernel = KernelAttachment(NbdNetlink.open(), self._sysfs)
+        return self._kernel
+
+
+if __name__ == "__main__":
+    sys.exit(main())

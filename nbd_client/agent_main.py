@@ -46,6 +46,9 @@ def main() -> int:
     except BlockingIOError:
         log.info("another agent serves %s", run_dir)
         return 0
+    os.truncate(lock, 0)
+    os.write(lock, f"{os.getpid()}\n".encode())
+    os.chdir("/")  # no file system is kept from being unmounted
     harden()
     try:
         run_loop(_run(run_dir))

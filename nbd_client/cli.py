@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +14,7 @@ import typer
 
 from nbd_client.control import DEFAULT_RUN_DIR, ask, ensure_agent, running
 from nbd_client.errors import InvalidOption, NodeError, UsageError
+from nbd_client.options import MountOptions, parse_options, specification
 
 _MAX_PORT = 65535
 
@@ -42,6 +46,14 @@ def serve(
     if listen.unix is None and listen.tcp is None:
         raise InvalidOption("say where to listen: --unix PATH or --tcp HOST:PORT")
     serve_forever(url, listen, export_name=export_name)
+
+
+class Via(Enum):
+    """Ways of mounting."""
+
+    auto = "auto"
+    kernel = "kernel"
+    fuse = "fuse"
 
 
 _RunDir = Annotated[Path, typer.Option(envvar="BLOCKGATE_NBD_RUN_DIR", help="The agent's folder.")]
@@ -102,6 +114,95 @@ def reattach(
             ask(run_dir, "reattach", device=one["device"])
     if device is not None:
         ask(run_dir, "show", device=device)
+
+
+@app.command()
+def mount(
+    source: Annotated[str, typer.Argument(metavar="URL|IMAGE", help="A URL of an EROFS image, or an image.")],
+    mountpoint: Annotated[Path, typer.Argument(help="A folder.")],
+    option: Annotated[
+        list[str] | None, typer.Option("-o", help="Mount options; oci.* as mount.erofs.")
+    ] = None,
+    via: Annotated[
+        Via, typer.Option(help="The kernel's NBD driver, or nbdfuse and a loop device.")
+    ] = Via.auto,
+    gateway: Annotated[
+        str, typer.Option(envvar="BLOCKGATE_URL", help="The gateway that reads images.")
+    ] = "http://127.0.0.1:8080",
+    run_dir: _RunDir = DEFAULT_RUN_DIR,
+) -> None:
+    """Mount an image, or the EROFS image behind a URL, read-only."""
+    from nbd_client.mount import mount_url  # noqa: PLC0415  --help stays quick
+
+    options = parse_options(",".join(option or []))
+    url = source
+    if "://" not in source:
+        url = register_image(source, options, gateway)
+    elif options.oci:
+        raise InvalidOption("oci.* options are about an image; this source is a URL")
+    way = mount_url(url, mountpoint, via=via.value, options=options.kernel, run_dir=run_dir)
+    print(f"mounted {source} on {mountpoint} ({way})")
+
+
+def register_image(image: str, options: MountOptions, gateway: str) -> str:
+    """Have the gateway read an image; the URL of the device. Asked again, it is the same device."""
+    from nbd_client.gateway import GatewayClient, device_name  # noqa: PLC0415  httpx is slow to import
+
+    with GatewayClient(gateway) as client:
+        metadata = client.upload(Path(options.local_meta)) if options.local_meta else None
+        zinfo = client.upload(Path(options.zinfo)) if options.zinfo else None
+        wanted = specification(image, options, metadata, zinfo)
+        name = device_name(wanted)
+        client.register(name, wanted)
+        with waiting(image) as progress:
+            return client.wait_ready(name, progress)
+
+
+@contextmanager
+def waiting(title: str) -> Iterator[Callable[[str, int, int | None], None]]:
+    """A progress bar on a terminal, a plain line per phase otherwise."""
+    if sys.stderr.isatty():
+        from rich.console import Console  # noqa: PLC0415
+        from rich.progress import Progress  # noqa: PLC0415
+
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(title, total=None)
+            yield lambda phase, done, total: bar.update(
+                task, description=f"{title}: {phase}", completed=done, total=total
+            )
+        return
+    seen: set[str] = set()
+
+    def line(phase: str, _done: int, _total: int | None) -> None:
+        if phase not in seen:
+            seen.add(phase)
+            print(f"{title}: {phase}", file=sys.stderr)
+
+    yield line
+
+
+@app.command()
+def umount(
+    mountpoint: Annotated[Path, typer.Argument(help="A folder that mount mounted on.")],
+    run_dir: _RunDir = DEFAULT_RUN_DIR,
+) -> None:
+    """Unmount, and detach what was attached for it."""
+    from nbd_client.mount import umount as undo  # noqa: PLC0415  --help stays quick
+
+    undo(mountpoint, run_dir=run_dir)
+
+
+@app.command()
+def doctor(run_dir: _RunDir = DEFAULT_RUN_DIR) -> None:
+    """Say what works on this machine, and what to do about the rest."""
+    from nbd_client.doctor import can_mount, examine  # noqa: PLC0415  --help stays quick
+
+    findings = list(examine(run_dir))
+    for finding in findings:
+        advice = f" -> {finding.advice}" if finding.advice else ""
+        print(f"{'ok' if finding.good else '--'}  {finding.subject}: {finding.text}{advice}")
+    if not can_mount(findings):
+        raise typer.Exit(1)
 
 
 def parse_address(text: str) -> tuple[str, int]:

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -98,6 +97,21 @@ def running(run_dir: Path) -> bool:
         return probe.connect_ex(str(socket_path(run_dir))) == 0
 
 
+def spawn(argv: list[str], output_fd: int, environment: Mapping[str, str]) -> int:
+    """Start a program that outlives this one, in a session of its own; return its process id."""
+    return os.posix_spawn(
+        argv[0],
+        argv,
+        {**os.environ, **environment},
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_DUP2, output_fd, 1),
+            (os.POSIX_SPAWN_DUP2, output_fd, 2),
+        ],
+        setsid=True,
+    )
+
+
 def ensure_agent(run_dir: Path) -> None:
     """Start the agent unless it runs. Raises ``AgentError`` with the end of its log when it does not come up."""
     if running(run_dir):
@@ -107,22 +121,18 @@ def ensure_agent(run_dir: Path) -> None:
         log_fd = os.open(run_dir / "agent.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise AgentError(f"cannot write to {run_dir}: {error.strerror}; run it as root") from error
+    # -m with the interpreter that runs this: the same environment, and no search of PATH.
+    argv = [sys.executable, "-m", "nbd_client.agent_main", "--run-dir", str(run_dir)]
     try:
-        # -m with the interpreter that runs this: the same environment, and no search of PATH.
-        process = subprocess.Popen(  # noqa: S603  our own program
-            [sys.executable, "-m", "nbd_client.agent_main", "--run-dir", str(run_dir)],
-            stdin=subprocess.DEVNULL,
-            stdout=log_fd,
-            stderr=log_fd,
-            start_new_session=True,
-            cwd="/",
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
-        )
+        pid = spawn(argv, log_fd, {"PYTHONPATH": str(Path(__file__).parent.parent)})
     finally:
         os.close(log_fd)
     end = time.monotonic() + _START_SECONDS
     while not running(run_dir):
-        if time.monotonic() > end or (process.poll() not in {None, 0}):
+        ended, status = os.waitpid(pid, os.WNOHANG) if pid else (0, 0)
+        if ended:
+            pid = 0  # with status 0 it left the field to another one, which is about to answer
+        if time.monotonic() > end or status:
             lines = (run_dir / "agent.log").read_text(errors="replace").splitlines()
             raise AgentError(f"the agent did not start: {lines[-1] if lines else 'it said nothing'}")
         time.sleep(0.02)

@@ -29,10 +29,14 @@ Progress = Callable[[str, int, int | None], None]
 class GatewayClient:
     """Talks to the gateway at ``base_url``. Raises ``GatewayError``."""
 
-    def __init__(self, base_url: str, *, timeout_seconds: float = 30.0) -> None:
+    def __init__(
+        self, base_url: str, *, timeout_seconds: float = 30.0, transport: httpx.BaseTransport | None = None
+    ) -> None:
         self._base_url = base_url.rstrip("/") + "/"
         # No proxies nor .netrc of the environment: the gateway is near, and credentials are not for it.
-        self._client = httpx.Client(base_url=self._base_url, timeout=timeout_seconds, trust_env=False)
+        self._client = httpx.Client(
+            base_url=self._base_url, timeout=timeout_seconds, trust_env=False, transport=transport
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -64,7 +68,8 @@ class GatewayClient:
         while True:
             device = self._checked("GET", f"v1/devices/{name}").json()
             if device["state"] in _READABLE:
-                return urljoin(self._base_url, device["data_url"])
+                data_url: str = device["data_url"]
+                return urljoin(self._base_url, data_url)
             if device["state"] != "indexing":
                 raise GatewayError(f"device {name} is {device['state']}: {_reason(device.get('error'))}")
             step = device.get("progress") or {}

@@ -16,7 +16,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nbd_client.control import ask, ensure_agent
+from nbd_client.control import ask, ensure_agent, spawn
 from nbd_client.errors import InvalidOption, KernelUnsupported, MountFailed, NodeError, ToolMissing
 from nbd_client.kernel.netlink import NbdNetlink
 
@@ -72,7 +72,7 @@ def umount(mountpoint: Path, *, run_dir: Path) -> None:
 
 
 def choose_way() -> str:
-    """"kernel" where its driver answers, else "fuse". Raises ``ToolMissing`` saying what to install."""
+    """ "kernel" where its driver answers, else "fuse". Raises ``ToolMissing`` saying what to install."""
     try:
         NbdNetlink.open().close()
     except KernelUnsupported as error:
@@ -119,17 +119,12 @@ def _mount_fuse(url: str, mountpoint: Path, options: tuple[str, ...], run_dir: P
     try:
         folder.mkdir(mode=0o700)
         disk = folder / "disk"
-        subprocess.Popen(  # it lives as long as the mount
-            [shutil.which("nbdfuse") or "nbdfuse", "-r", str(disk), "--unix", str(socket)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        with Path(os.devnull).open("w") as nowhere:
+            spawn([_program("nbdfuse"), "-r", str(disk), "--unix", str(socket)], nowhere.fileno(), {})
         _wait_for(disk)
         words = ["ro", "loop", "nosuid", "nodev", *options]
-        done = subprocess.run(
-            ["mount", "-t", "erofs", "-o", ",".join(words), str(disk), str(mountpoint)],
+        done = subprocess.run(  # noqa: S603  no shell, words of our own making
+            [_program("mount"), "-t", "erofs", "-o", ",".join(words), str(disk), str(mountpoint)],
             capture_output=True,
             text=True,
             check=False,
@@ -141,6 +136,13 @@ def _mount_fuse(url: str, mountpoint: Path, options: tuple[str, ...], run_dir: P
         ask(run_dir, "unexport", path=str(socket))
         raise
     return Mounted(str(mountpoint), url, folder=str(folder), socket=str(socket))
+
+
+def _program(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        raise ToolMissing(f"{name} is needed (package {_FUSE_PROGRAMS[name]})")
+    return found
 
 
 def _wait_for(disk: Path) -> None:
@@ -155,7 +157,9 @@ def _leave_fuse(folder: Path) -> None:
     """The loop device lets go of the file a moment after the unmount: busy is tried again."""
     end = time.monotonic() + _FUSE_SECONDS
     while os.path.ismount(folder):
-        done = subprocess.run(["fusermount3", "-u", str(folder)], capture_output=True, text=True, check=False)
+        done = subprocess.run(  # noqa: S603
+            [_program("fusermount3"), "-u", str(folder)], capture_output=True, text=True, check=False
+        )
         if done.returncode and time.monotonic() > end:
             raise MountFailed(f"cannot end nbdfuse in {folder}: {done.stderr.strip()}")
         time.sleep(0.05)

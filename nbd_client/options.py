@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from nbd_client.errors import InvalidOption
 
 # The mount is read-only, without devices and set-user-ID programs, whatever is asked for.
-_IMPLIED = frozenset({"ro", "nosuid", "nodev", "defaults", "_netdev", "nofail", "auto", "noauto", "user", "loop"})
+_IMPLIED = frozenset(
+    {"ro", "nosuid", "nodev", "defaults", "_netdev", "nofail", "auto", "noauto", "user", "loop"}
+)
 _ALIASES = {"oci.tarindex": "oci.local_meta"}
 _OCI = frozenset({"blob", "layer", "platform", "insecure", "local_meta", "zinfo"})
 _BOOLEANS = {"": True, "1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
@@ -66,7 +68,9 @@ def parse_options(text: str) -> MountOptions:
     )
 
 
-def specification(image: str, options: MountOptions, metadata: str | None, zinfo: str | None) -> dict[str, object]:
+def specification(
+    image: str, options: MountOptions, metadata: str | None, zinfo: str | None
+) -> dict[str, object]:
     """The gateway's registration body. ``metadata`` and ``zinfo`` are digests of uploaded files.
 
     As mount.erofs does: a layer with a zinfo and no metadata is the tar itself.

@@ -15,7 +15,8 @@ import traceback
 from pathlib import Path
 
 from nbd_client.control import ask, ensure_agent
-from nbd_client.errors import DeviceBusy, DeviceUnknown
+from nbd_client.errors import DeviceBusy, DeviceUnknown, MountFailed
+from nbd_client.mount import mount_url, umount
 from tests.support.rangeserver import RangeServer, range_server
 
 IMAGE = Path("/run/out/image.erofs")
@@ -60,13 +61,7 @@ def digest(folder: Path) -> str:
 
 
 def agent_pid() -> int:
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if b"nbd_client.agent_main" in (entry / "cmdline").read_bytes():
-                return int(entry.name)
-        except OSError:
-            continue
-    raise AssertionError("no agent runs")
+    return int((RUN / "agent.lock").read_text())
 
 
 def drop_caches() -> None:
@@ -170,6 +165,45 @@ async def scenario_two_devices_and_one_taken_twice(server: RangeServer) -> None:
     for device in (first, second):
         await nbd("detach", device=device)
     await refused(DeviceUnknown, "not attached by this agent", "detach", device="/dev/nbd9")
+
+
+async def scenario_mount_and_umount_through_the_kernel(server: RangeServer) -> None:
+    def mount_read_umount() -> str:
+        way = mount_url(server.url, MOUNTPOINT, via="auto", options=("noatime",), run_dir=RUN)
+        assert way == "kernel"
+        line = next(
+            one for one in Path("/proc/self/mounts").read_text().splitlines() if str(MOUNTPOINT) in one
+        )
+        assert {"ro", "nosuid", "nodev"} <= set(line.split()[3].split(","))
+        found = digest(MOUNTPOINT)
+        umount(MOUNTPOINT, run_dir=RUN)
+        return found
+
+    assert await asyncio.to_thread(mount_read_umount) == digest(TREE)
+    assert await nbd("list") == []
+    async with range_server(os.urandom(65536)) as noise:
+        try:
+            await asyncio.to_thread(mount_url, noise.url, MOUNTPOINT, via="kernel", options=(), run_dir=RUN)
+        except MountFailed as error:
+            assert "EROFS" in str(error), error
+        else:
+            raise AssertionError("noise was mounted")
+    assert await nbd("list") == []
+
+
+async def scenario_idle_devices_cost_little_memory(server: RangeServer) -> None:
+    def resident_kib() -> int:
+        status = Path(f"/proc/{agent_pid()}/status").read_text()
+        return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
+
+    before = resident_kib()
+    devices = [await nbd("attach", url=server.url) for _ in range(8)]
+    each = (resident_kib() - before) / len(devices)
+    print(f"agent {before} KiB, {each:.0f} KiB per idle device")
+    for device in devices:
+        await nbd("detach", device=device)
+    assert before < 60 * 1024
+    assert each < 1024
 
 
 async def main() -> int:

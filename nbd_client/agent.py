@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nbd_client.errors import DeviceBusy, DeviceUnknown, InvalidUrl, KernelError, NodeError, SourceChanged
-from nbd_client.kernel.attach import BLOCK_BYTES, KernelAttachment
+from nbd_client.kernel.attach import BLOCK_BYTES, Attachment
 from nbd_client.kernel.sysfs import Sysfs, device_path, index_of
 from nbd_client.recovery import Record, Records, new_record
 from nbd_client.server import NbdServer
@@ -48,7 +48,7 @@ class Agent:
     def __init__(
         self,
         records: Records,
-        kernel: Callable[[], KernelAttachment],
+        kernel: Callable[[], Attachment],
         sysfs: Sysfs,
         *,
         mounts: Path = Path("/proc/self/mounts"),

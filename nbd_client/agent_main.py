@@ -18,8 +18,9 @@ from pathlib import Path
 
 from nbd_client.agent import Agent
 from nbd_client.control import DEFAULT_RUN_DIR, serve_control, socket_path
-from nbd_client.errors import NodeError
-from nbd_client.kernel.attach import KernelAttachment
+from nbd_client.errors import KernelUnsupported, NodeError
+from nbd_client.kernel.attach import Attachment, KernelAttachment
+from nbd_client.kernel.ioctl import IoctlAttachment
 from nbd_client.kernel.netlink import NbdNetlink
 from nbd_client.kernel.sysfs import Sysfs
 from nbd_client.recovery import Records
@@ -122,11 +123,17 @@ class _LazyKernel:
 
     def __init__(self, sysfs: Sysfs) -> None:
         self._sysfs = sysfs
-        self._kernel: KernelAttachment | None = None
+        self._kernel: Attachment | None = None
 
-    def get(self) -> KernelAttachment:
+    def get(self) -> Attachment:
         if self._kernel is None:
-            self._kernel = KernelAttachment(NbdNetlink.open(), self._sysfs)
+            try:
+                self._kernel = KernelAttachment(NbdNetlink.open(), self._sysfs)
+            except KernelUnsupported as error:
+                if not self._sysfs.devices():
+                    raise
+                log.warning("%s; ioctl is used, so devices do not outlive this process", error)
+                self._kernel = IoctlAttachment(self._sysfs)
         return self._kernel
 
 

@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from nbd_client.errors import DeviceBusy, KernelError
 from nbd_client.kernel.netlink import ConnectRequest, NbdNetlink
@@ -22,6 +23,22 @@ Serve = Callable[[socket.socket], Awaitable[Session]]
 """Serves our end of a socket pair; the other end is the kernel's."""
 
 
+class Attachment(Protocol):
+    """Operations on the kernel's side of a device, whichever way they reach the driver."""
+
+    async def attach(self, serve: Serve, *, size: int, backend: str, index: int | None) -> int:
+        """Make a device of ``size`` bytes; return its index."""
+        ...
+
+    async def reattach(self, serve: Serve, *, backend: str, index: int) -> None:
+        """Give a parked device new sockets."""
+        ...
+
+    async def detach(self, index: int) -> None:
+        """Take the device down."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Timeouts:
     """Seconds. Each of the ladder is shorter than the next: one read 60 < kernel's request < parked device."""
@@ -31,7 +48,7 @@ class Timeouts:
 
 
 class KernelAttachment:
-    """Operations on the kernel's side of a device. ``connections`` sockets serve each device."""
+    """Through netlink; ``connections`` sockets serve each device."""
 
     def __init__(
         self,

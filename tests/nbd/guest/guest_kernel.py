@@ -16,7 +16,11 @@ from pathlib import Path
 
 from nbd_client.control import ask, ensure_agent
 from nbd_client.errors import DeviceBusy, DeviceUnknown, MountFailed
+from nbd_client.kernel.ioctl import IoctlAttachment
+from nbd_client.kernel.sysfs import Sysfs
 from nbd_client.mount import mount_url, umount
+from nbd_client.server import NbdServer
+from nbd_client.source.stack import open_source
 from tests.support.rangeserver import RangeServer, range_server
 
 IMAGE = Path("/run/out/image.erofs")
@@ -189,6 +193,21 @@ async def scenario_mount_and_umount_through_the_kernel(server: RangeServer) -> N
         else:
             raise AssertionError("noise was mounted")
     assert await nbd("list") == []
+
+
+async def scenario_a_device_made_with_ioctl(server: RangeServer) -> None:
+    source = await open_source(server.url)
+    nbd_server = NbdServer(source)
+    kernel = IoctlAttachment(Sysfs())
+    index = await kernel.attach(nbd_server.serve_connected, size=source.size, backend="", index=None)
+    assert (Path("/sys/block") / f"nbd{index}" / "ro").read_text().strip() == "1"
+    await mount(f"/dev/nbd{index}")
+    assert await asyncio.to_thread(digest, MOUNTPOINT) == digest(TREE)
+    await run("umount", MOUNTPOINT)
+    await kernel.detach(index)
+    assert (Path("/sys/block") / f"nbd{index}" / "size").read_text().strip() == "0"
+    await nbd_server.aclose()
+    await source.aclose()
 
 
 async def scenario_idle_devices_cost_little_memory(server: RangeServer) -> None:

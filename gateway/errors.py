@@ -20,11 +20,14 @@ A leaf says what happened (its ``code`` is stable and documented), whether tryin
     │   ├── InvalidLayer               a layer is no gzip/tar, or a tar entry is refused by name
     │   ├── UnsupportedLayer           a compression that is not read here
     │   ├── PathNotAllowed             an OCI folder outside of the configured roots
+    │   ├── Unauthenticated            a token is needed, or the one sent is not known
+    │   ├── Forbidden                  the token's role does not allow this
+    │   ├── MethodNotAllowed           the URL exists, this method on it does not
     │   └── ConfigurationError         a setting is wrong
     ├── MissingError
     │   ├── DeviceNotFound
     │   ├── ArtifactNotFound
-    │   └── RouteNotFound              no such URL, or no such method on it
+    │   └── RouteNotFound              no such URL
     ├── StateError
     │   ├── DeviceExists               the name is taken by another specification
     │   ├── DeviceNotReady             still being indexed
@@ -53,6 +56,7 @@ A leaf says what happened (its ``code`` is stable and documented), whether tryin
     │   ├── SpanMismatch               digest or length of a span
     │   └── ChainMismatch              a span's tail is not the next checkpoint's window
     └── StorageError                   the data folder or the database failed
+        └── IndexDamaged               a layer's local index is not what the pass wrote; it is being made again
 """
 
 from __future__ import annotations
@@ -123,6 +127,18 @@ class UnsupportedLayer(UsageError):
 
 class PathNotAllowed(UsageError):
     code = "path_not_allowed"
+
+
+class Unauthenticated(UsageError):
+    code = "unauthenticated"
+
+
+class Forbidden(UsageError):
+    code = "forbidden"
+
+
+class MethodNotAllowed(UsageError):
+    code = "method_not_allowed"
 
 
 class ConfigurationError(UsageError):
@@ -263,6 +279,10 @@ class ChainMismatch(IntegrityError):
 class StorageError(BlockgateError):
     code = "storage"
     retryable = True
+
+
+class IndexDamaged(StorageError):
+    code = "index_damaged"
 
 
 def leaves(root: type[BlockgateError] = BlockgateError) -> Iterator[type[BlockgateError]]:

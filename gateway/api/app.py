@@ -1,0 +1,120 @@
+"""The FastAPI application: routers, the data route, error handling, OpenAPI."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gateway import __version__, errors
+from gateway.api import artifacts, devices, operations, problems
+from gateway.api.data import DataEndpoint
+from gateway.api.edge import Edge
+from gateway.api.openapi import DATA_PATH, data_operations
+from gateway.config import Settings
+from gateway.errors import BlockgateError
+from gateway.services import Services
+
+_DESCRIPTION = """Container images as devices: verified byte ranges of unmodified images that stay in their registry.
+
+Register a device with `PUT /v1/devices/{name}`, wait until its state is `ready`, then read
+`/v1/devices/{name}/data` with Range requests. Every error is an RFC 9457 problem document with a stable `code`."""
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Build the application; its services open when its lifespan starts."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.services = await Services.open(settings)
+        try:
+            yield
+        finally:
+            await app.state.services.aclose()
+
+    app = FastAPI(
+        title="blockgate",
+        version=__version__,
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        docs_url="/docs",
+        redoc_url=None,
+    )
+    data = DataEndpoint(private=bool(settings.tokens), cors_origins=settings.cors_origins)
+    # First, so that it is found first; raw ASGI, so that FastAPI's machinery is not paid for per block.
+    app.router.routes.insert(0, Route(DATA_PATH, data, methods=["GET", "HEAD"], include_in_schema=False))
+    app.include_router(devices.router)
+    app.include_router(artifacts.router)
+    app.include_router(operations.router)
+    app.add_middleware(Edge, tokens=settings.tokens)
+    app.add_exception_handler(BlockgateError, _on_error)
+    app.add_exception_handler(RequestValidationError, _on_validation)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.openapi = lambda: schema(app)  # type: ignore[method-assign]
+    return app
+
+
+def schema(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, the data endpoint included."""
+    if app.openapi_schema is None:
+        document = get_openapi(
+            title=app.title,
+            version=app.version,
+            description=app.description,
+            routes=app.routes,
+            openapi_version="3.1.0",
+        )
+        document["paths"][DATA_PATH] = data_operations()
+        document["paths"] = dict(sorted(document["paths"].items()))
+        # FastAPI documents its own validation answer, which is never sent: ours is a problem document of status 400.
+        for path in document["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None) if _is_default(operation) else None
+        for name in ("HTTPValidationError", "ValidationError"):
+            document["components"]["schemas"].pop(name, None)
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def _is_default(operation: dict[str, Any]) -> bool:
+    return "HTTPValidationError" in str(operation["responses"].get("422"))
+
+
+def _response(error: BlockgateError) -> Response:
+    status, headers, body = problems.render(error)
+    response = Response(body, status)
+    response.raw_headers = headers
+    return response
+
+
+async def _on_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, BlockgateError)  # noqa: S101 - that is what the handler is registered for
+    return _response(error)
+
+
+async def _on_validation(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101
+    wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:10])
+    return _response(errors.InvalidRequest(wrong))
+
+
+async def _on_http(request: Request, error: Exception) -> Response:
+    """Starlette's own answers: no route, or no such method on it."""
+    assert isinstance(error, HTTPException)  # noqa: S101
+    method, path = request.method, request.url.path[:200]
+    if error.status_code == 405:  # noqa: PLR2004
+        response = _response(errors.MethodNotAllowed(f"{method} is not possible on {path}"))
+        if error.headers and "Allow" in error.headers:
+            response.headers["allow"] = error.headers["Allow"]
+        return response
+    if error.status_code == 404:  # noqa: PLR2004
+        return _response(errors.RouteNotFound(f"there is nothing at {path}; /docs lists what there is"))
+    return _response(errors.InvalidRequest(str(error.detail)))

@@ -1,0 +1,219 @@
+"""The device as an HTTP resource: ``GET`` and ``HEAD /v1/devices/{name}/data`` with Range.
+
+A raw ASGI endpoint: this is the one hot path, and each framework layer costs more than finding the bytes. What is in
+memory is answered without leaving the event loop. For the rest the status goes out only after the first span is read and
+verified; a failure after that ends the connection short of its Content-Length, never with padding.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import structlog
+from starlette.types import Receive, Scope, Send
+
+from gateway.api.edge import answer
+from gateway.devices.device import Device
+from gateway.devices.shelf import Shelf
+from gateway.errors import BlockgateError, InvalidRequest, PreconditionFailed, RangeNotSatisfiable
+from gateway.ranges import Range, Verdict, content_range, evaluate, parse_range, unsatisfied_range
+from gateway.reader import Bytes
+
+# What is answered at once from memory; more than this goes out piece by piece.
+_ONE_GO_BYTES = 8 << 20
+_EXPOSED = b"Accept-Ranges, Content-Length, Content-Range, ETag"
+
+log = structlog.get_logger(__name__)
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class DataEndpoint:
+    """ASGI application for the route."""
+
+    def __init__(self, *, private: bool, cors_origins: Sequence[str] = ()) -> None:
+        audience = b"private" if private else b"public"
+        self._common: Headers = [
+            (b"accept-ranges", b"bytes"),
+            (b"cache-control", audience + b", max-age=31536000, immutable, no-transform"),
+        ]
+        self._origins = frozenset(origin.encode() for origin in cors_origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        cors: Headers = []
+        device: Device | None = None
+        try:
+            fields = _fields(scope)
+            origin = fields.get(b"origin")
+            if origin is not None and origin in self._origins:
+                cors = [
+                    (b"access-control-allow-origin", origin),
+                    (b"access-control-expose-headers", _EXPOSED),
+                    (b"vary", b"Origin"),
+                ]
+            shelf: Shelf = scope["app"].state.services.shelf
+            name = scope["path_params"]["name"]
+            device = shelf.peek(name) or await shelf.get(name)
+            await self._serve(device, scope["method"], fields, cors, receive, send)
+        except RangeNotSatisfiable as error:
+            if device is not None:
+                cors.append((b"content-range", unsatisfied_range(device.size).encode()))
+            await answer(error, send, cors)
+        except BlockgateError as error:
+            await answer(error, send, cors)
+
+    async def _serve(
+        self,
+        device: Device,
+        method: str,
+        fields: dict[bytes, bytes],
+        cors: Headers,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        common = [*self._common, (b"etag", device.etag.encode()), *cors]
+        verdict = Verdict.SEND
+        if len(fields) > (b"range" in fields) + (b"origin" in fields):
+            verdict = evaluate(
+                device.etag,
+                if_match=_text(fields.get(b"if-match")),
+                if_none_match=_text(fields.get(b"if-none-match")),
+                if_range=_text(fields.get(b"if-range")),
+            )
+        if verdict is Verdict.FAILED:
+            raise PreconditionFailed(
+                f"the device's entity tag is {device.etag}, which If-Match does not name"
+            )
+        if verdict is Verdict.NOT_MODIFIED:
+            await send({"type": "http.response.start", "status": 304, "headers": common})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        ranges = None
+        if method == "GET" and verdict is Verdict.SEND and b"range" in fields:
+            ranges = parse_range(fields[b"range"].decode("latin-1"), device.size)
+        if method == "HEAD":
+            await send({"type": "http.response.start", "status": 200, "headers": [*common, *_whole(device)]})
+            await send({"type": "http.response.body", "body": b""})
+        elif ranges is None:
+            await _send_range(device, (0, device.size), 200, [*common, *_whole(device)], receive, send)
+        elif len(ranges) == 1:
+            start, stop = ranges[0]
+            headers = [
+                *common,
+                (b"content-type", b"application/octet-stream"),
+                (b"content-length", b"%d" % (stop - start)),
+                (b"content-range", content_range(start, stop, device.size).encode()),
+            ]
+            await _send_range(device, ranges[0], 206, headers, receive, send)
+        else:
+            await _send_multipart(device, ranges, common, receive, send)
+
+
+def _whole(device: Device) -> Headers:
+    return [(b"content-type", b"application/octet-stream"), (b"content-length", b"%d" % device.size)]
+
+
+def _fields(scope: Scope) -> dict[bytes, bytes]:
+    """The header fields that matter here. Raises ``InvalidRequest`` for a second Range."""
+    found: dict[bytes, bytes] = {}
+    for name, value in scope["headers"]:
+        if name in _WANTED:
+            if name in found:
+                if name == b"range":
+                    raise InvalidRequest("a request may have one Range field only")
+                value = found[name] + b", " + value  # noqa: PLW2901 - RFC 9110 section 5.3
+            found[name] = value
+    return found
+
+
+_WANTED = frozenset({b"range", b"if-range", b"if-match", b"if-none-match", b"origin"})
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("latin-1")
+
+
+async def _send_range(
+    device: Device, span: Range, status: int, headers: Headers, receive: Receive, send: Send
+) -> None:
+    start, stop = span
+    device.expect(start, stop)
+    if stop - start <= _ONE_GO_BYTES:
+        pieces = device.peek(start, stop)
+        if pieces is not None:
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            last = len(pieces) - 1
+            for number, piece in enumerate(pieces):
+                await send({"type": "http.response.body", "body": piece, "more_body": number < last})
+            return
+    await _send_stream(device, device.stream(start, stop), status, headers, receive, send)
+
+
+async def _send_multipart(
+    device: Device, ranges: list[Range], common: Headers, receive: Receive, send: Send
+) -> None:
+    """multipart/byteranges (RFC 9110 section 14.6); every length is known beforehand."""
+    boundary = secrets.token_hex(16)
+    heads = [
+        f"\r\n--{boundary}\r\nContent-Type: application/octet-stream\r\n"
+        f"Content-Range: {content_range(start, stop, device.size)}\r\n\r\n".encode()
+        for start, stop in ranges
+    ]
+    tail = f"\r\n--{boundary}--\r\n".encode()
+    length = sum(map(len, heads)) + sum(stop - start for start, stop in ranges) + len(tail)
+    headers = [
+        *common,
+        (b"content-type", f"multipart/byteranges; boundary={boundary}".encode()),
+        (b"content-length", b"%d" % length),
+    ]
+
+    async def parts() -> AsyncIterator[Bytes]:
+        for head, (start, stop) in zip(heads, ranges, strict=True):
+            # The first bytes of a part are read before its head goes out: the status waits for them too.
+            pieces = device.stream(start, stop)
+            first = await anext(pieces)
+            yield head
+            yield first
+            async for piece in pieces:
+                yield piece
+        yield tail
+
+    await _send_stream(device, parts(), 206, headers, receive, send)
+
+
+async def _send_stream(
+    device: Device, pieces: AsyncIterator[Bytes], status: int, headers: Headers, receive: Receive, send: Send
+) -> None:
+    """Send pieces as they come, one behind, so that the last one is known to be the last."""
+    held = await anext(pieces, b"")
+    gone = asyncio.create_task(_disconnected(receive))
+    try:
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        async for piece in pieces:
+            if gone.done():
+                return
+            await send({"type": "http.response.body", "body": held, "more_body": True})
+            held = piece
+        await send({"type": "http.response.body", "body": held, "more_body": False})
+    except BlockgateError as error:
+        # The status is out: all that is left is to end the connection short of its Content-Length, which the server
+        # does for an application that returns without completing its answer.
+        log.error(
+            "read failed after the answer began", device=device.name, code=error.code, error=error.detail
+        )
+    finally:
+        gone.cancel()
+        close: Any = getattr(pieces, "aclose", None)
+        if close is not None:
+            with contextlib.suppress(RuntimeError):
+                await close()
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,135 @@
+"""Registering, listing, showing and removing devices, and following their progress."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from http import HTTPStatus
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request, Response
+from fastapi.responses import StreamingResponse
+
+from gateway import errors
+from gateway.api.problems import responses
+from gateway.api.schemas import DeviceDetail, DeviceList, DeviceView, detail, view
+from gateway.devices.records import DeviceRecord
+from gateway.devices.spec import DeviceSpec, check_name
+from gateway.errors import DeviceNotFound
+from gateway.services import Services
+
+_EVENT_SECONDS = 0.5
+_KEEPALIVE_EVENTS = 30
+
+router = APIRouter(prefix="/v1/devices", tags=["devices"])
+
+Name = Annotated[str, Path(description="Device name: `[a-z0-9][a-z0-9._-]{0,127}`", max_length=200)]
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+def _base(request: Request) -> str:
+    return str(request.base_url)
+
+
+@router.put(
+    "/{name}",
+    response_model=DeviceView,
+    status_code=202,
+    responses={
+        200: {"model": DeviceView, "description": "The device exists with this very specification"},
+        **responses(errors.InvalidRequest, errors.InvalidReference, errors.DeviceExists, errors.StorageError),
+    },
+)
+async def register(name: Name, spec: DeviceSpec, request: Request, response: Response) -> DeviceView:
+    """Register a device.
+
+    202 while it is being indexed (follow it with `/events`, or ask again), 200 when the same specification exists, 409 when
+    another one does. Every failure of the registration itself is shown in the device's `state` and `error`.
+    """
+    services = _services(request)
+    check_name(name)
+    services.check_spec(spec)
+    record, created = await services.catalog.create(name, spec)
+    if created:
+        services.registrar.begin(record)
+    response.status_code = HTTPStatus.ACCEPTED if record.state == "indexing" else HTTPStatus.OK
+    response.headers["location"] = f"/v1/devices/{name}"
+    return view(record, _base(request))
+
+
+@router.get("", response_model=DeviceList, responses=responses(errors.StorageError))
+async def listing(request: Request) -> DeviceList:
+    """All devices, by name."""
+    records = await _services(request).catalog.all()
+    return DeviceList(devices=[view(record, _base(request)) for record in records])
+
+
+@router.get(
+    "/{name}", response_model=DeviceDetail, responses=responses(errors.DeviceNotFound, errors.StorageError)
+)
+async def show(name: Name, request: Request) -> DeviceDetail:
+    """One device."""
+    return detail(await _services(request).catalog.get(name), _base(request))
+
+
+@router.delete("/{name}", status_code=204, responses=responses(errors.DeviceNotFound, errors.StorageError))
+async def remove(name: Name, request: Request) -> Response:
+    """Remove a device, whatever its state. What was indexed and cached stays for other devices."""
+    services = _services(request)
+    record = await services.catalog.delete(name)
+    await services.registrar.cancel(record)
+    return Response(status_code=HTTPStatus.NO_CONTENT)
+
+
+@router.get(
+    "/{name}/events",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "content": {"text/event-stream": {}},
+            "description": "A `device` event for each change of the device",
+        },
+        **responses(errors.DeviceNotFound),
+    },
+)
+async def events(name: Name, request: Request) -> StreamingResponse:
+    """Server-sent events: the device, now and whenever its state or progress changes; `gone` when it is removed.
+
+    The stream ends by itself once the device has reached a state that does not change on its own.
+    """
+    record = await _services(request).catalog.get(name)
+    stream = _follow(request, record)
+    return StreamingResponse(stream, media_type="text/event-stream", headers={"cache-control": "no-store"})
+
+
+async def _follow(request: Request, record: DeviceRecord) -> AsyncIterator[str]:
+    services, base_url = _services(request), _base(request)
+    shown = ""
+    quiet = 0
+    uid = record.uid
+    while True:
+        text = view(record, base_url).model_dump_json()
+        if text != shown:
+            yield f"event: device\ndata: {text}\n\n"
+            shown, quiet = text, 0
+        elif quiet >= _KEEPALIVE_EVENTS:
+            yield ": still here\n\n"
+            quiet = 0
+        if record.state != "indexing" and record.verification != "verifying":
+            return
+        if getattr(request.app.state, "draining", False):
+            return
+        quiet += 1
+        await asyncio.sleep(_EVENT_SECONDS)
+        try:
+            record = await services.catalog.get(record.name)
+        except DeviceNotFound:
+            yield "event: gone\ndata: {}\n\n"
+            return
+        if record.uid != uid:
+            yield "event: gone\ndata: {}\n\n"
+            return

@@ -1,0 +1,103 @@
+"""The data endpoint's part of the OpenAPI document, which a raw ASGI route cannot describe itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway import errors
+from gateway.api.problems import MEDIA_TYPE, status_of
+
+DATA_PATH = "/v1/devices/{name}/data"
+
+_BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_PROBLEM = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+_FAILURES = (
+    errors.InvalidRequest,
+    errors.DeviceNotFound,
+    errors.DeviceFailed,
+    errors.DeviceQuarantined,
+    errors.PreconditionFailed,
+    errors.RangeNotSatisfiable,
+    errors.SpanMismatch,
+    errors.BlobNotFound,
+    errors.RegistryUnreachable,
+    errors.DeviceNotReady,
+    errors.Overloaded,
+    errors.RegistryTimeout,
+)
+
+
+def data_operations() -> dict[str, Any]:
+    """GET and HEAD of the path."""
+    return {
+        "get": {
+            "tags": ["devices"],
+            "operationId": "read_device",
+            "summary": "The device",
+            "description": "The device's bytes, whole or by Range (RFC 9110): one range gives 206, several give "
+            "multipart/byteranges, at most 16 after joining those that touch. "
+            "A malformed Range or an unknown unit is ignored. "
+            "Every byte is verified before it is sent; when a later part of an answer cannot be had, the connection ends "
+            "short of Content-Length.",
+            "parameters": _parameters(),
+            "responses": {
+                "200": {"description": "The whole device", "headers": _headers(), "content": _BINARY},
+                "206": {
+                    "description": "The range or ranges",
+                    "headers": _headers()
+                    | {"Content-Range": {"schema": {"type": "string"}, "description": "Of a single range"}},
+                    "content": _BINARY
+                    | {"multipart/byteranges": {"schema": {"type": "string", "format": "binary"}}},
+                },
+                "304": {"description": "If-None-Match names the device's content", "headers": _headers()},
+                **_failures(),
+            },
+        },
+        "head": {
+            "tags": ["devices"],
+            "operationId": "stat_device",
+            "summary": "The device's size and entity tag",
+            "description": "Range has no effect on HEAD.",
+            "parameters": _parameters(),
+            "responses": {
+                "200": {"description": "Size and entity tag", "headers": _headers()},
+                "304": {"description": "If-None-Match names the device's content", "headers": _headers()},
+                **{status: {"description": answer["description"]} for status, answer in _failures().items()},
+            },
+        },
+    }
+
+
+def _parameters() -> list[dict[str, Any]]:
+    fields = [
+        ("Range", "`bytes=0-4095`, `bytes=-512`, `bytes=0-0,4096-8191`"),
+        ("If-Range", "An entity tag: when it is not the device's, Range is ignored"),
+        ("If-Match", "Entity tags: 412 when the device's is not among them"),
+        ("If-None-Match", "Entity tags: 304 when the device's is among them"),
+    ]
+    name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+    return [name] + [
+        {"name": field, "in": "header", "required": False, "description": text, "schema": {"type": "string"}}
+        for field, text in fields
+    ]
+
+
+def _headers() -> dict[str, Any]:
+    return {
+        "ETag": {
+            "schema": {"type": "string"},
+            "description": "Strong; names the content, the same on every replica",
+        },
+        "Accept-Ranges": {"schema": {"type": "string", "const": "bytes"}},
+        "Content-Length": {"schema": {"type": "integer"}},
+    }
+
+
+def _failures() -> dict[str, Any]:
+    by_status: dict[str, list[str]] = {}
+    for kind in _FAILURES:
+        by_status.setdefault(str(status_of(kind)), []).append(f"`{kind.code}`")
+    return {
+        status: {"description": ", ".join(codes), "content": _PROBLEM}
+        for status, codes in sorted(by_status.items())
+    }

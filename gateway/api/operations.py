@@ -1,0 +1,87 @@
+"""Cache, health and metrics: what operators ask."""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+
+from gateway import errors
+from gateway.api.problems import responses
+from gateway.api.schemas import CacheDropped, CacheView, CheckView, HealthView, TierView
+from gateway.errors import BlockgateError
+from gateway.services import Services
+
+router = APIRouter()
+
+Verbose = Annotated[str | None, Query(description="List the checks")]
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+@router.get("/v1/cache", tags=["cache"])
+async def occupancy(request: Request) -> CacheView:
+    """How full the caches are."""
+    store = _services(request).store
+    memory, disk = store.memory, store.disk
+    return CacheView(
+        memory=TierView(
+            spans=len(memory),
+            used_bytes=memory.used_bytes,
+            budget_bytes=memory.high_bytes,
+            evicted=memory.evicted,
+        ),
+        disk=TierView(
+            spans=None,
+            used_bytes=await asyncio.to_thread(disk.measure),
+            budget_bytes=disk.high_bytes,
+            evicted=disk.evicted,
+        ),
+        disk_bypassed=disk.bypassed,
+        disk_write_errors=dict(disk.write_errors),
+    )
+
+
+@router.delete("/v1/cache", tags=["cache"], responses=responses(errors.StorageError))
+async def drop(request: Request) -> CacheDropped:
+    """Drop everything that can be fetched again. Indexes and artifacts stay."""
+    return CacheDropped(freed_bytes=await _services(request).store.drop())
+
+
+@router.get("/livez", tags=["health"])
+async def livez() -> HealthView:
+    """The process runs. Nothing else is checked."""
+    return HealthView(status="ok")
+
+
+@router.get("/readyz", tags=["health"], responses={503: {"model": HealthView, "description": "Not ready"}})
+async def readyz(request: Request, response: Response, verbose: Verbose = None) -> HealthView:
+    """Ready to serve: the catalog answers, and the process is not draining. A registry that is down does not matter."""
+    services = _services(request)
+    checks = []
+    try:
+        await services.catalog.check()
+        checks.append(CheckView(name="catalog", ok=True, detail="answers"))
+    except BlockgateError as error:
+        checks.append(CheckView(name="catalog", ok=False, detail=error.detail))
+    disk = services.store.disk
+    checks.append(
+        CheckView(
+            name="cache",
+            ok=True,
+            detail="bypassed after a write error; reads are served uncached" if disk.bypassed else "writable",
+        )
+    )
+    draining = bool(getattr(request.app.state, "draining", False))
+    checks.append(
+        CheckView(name="accepting", ok=not draining, detail="draining" if draining else "accepting")
+    )
+    if not all(check.ok for check in checks):
+        response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
+    status = "draining" if draining else "ok" if all(check.ok for check in checks) else "failing"
+    return HealthView(status=status, checks=checks if verbose is not None else [])

@@ -1,0 +1,151 @@
+"""Content-addressed files: what administrators upload (metadata, zinfo) and what is generated here.
+
+``artifacts/sha256/<hex>``; written under a temporary name while the digest is computed, renamed when it is right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import re
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from gateway.errors import ArtifactNotFound, ContentMismatch, InvalidRequest, PayloadTooLarge, StorageError
+from gateway.reader import Bytes, check_bounds
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_TEMPORARY = ".tmp"
+_STREAM_BYTES = 1 << 20
+
+
+class Sha256(Protocol):
+    """What is used of a hashlib object."""
+
+    def update(self, data: bytes, /) -> None:
+        """Take the next bytes."""
+        ...
+
+
+class Artifacts:
+    """The store. Reads go through ``LocalBlob``."""
+
+    def __init__(self, root: Path, *, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._folder = root / "sha256"
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, digest: str) -> Path:
+        """Where an artifact lies. Raises ``InvalidRequest`` for what is no digest."""
+        if not _DIGEST.fullmatch(digest):
+            raise InvalidRequest(f"{digest[:100]!r} is not of the form sha256:<64 hexadecimal digits>")
+        return self._folder / digest.removeprefix("sha256:")
+
+    def find(self, digest: str) -> Path:
+        """The file. Raises ``ArtifactNotFound``."""
+        path = self.path(digest)
+        if not path.is_file():
+            raise ArtifactNotFound(
+                f"there is no artifact {digest}; upload it with PUT /v1/artifacts/{digest}"
+            )
+        return path
+
+    async def put(self, digest: str, body: AsyncIterator[bytes]) -> bool:
+        """Store an upload; ``False`` when it was there already.
+
+        Raises ``ContentMismatch`` when the bytes have another digest, ``PayloadTooLarge``, ``StorageError``.
+        """
+        target = self.path(digest)
+        present = target.is_file()
+        temporary = self.scratch()
+        sha256 = hashlib.sha256()
+        size = 0
+        try:
+            with temporary.open("xb") as file:
+                async for piece in body:
+                    size += len(piece)
+                    if size > self.max_bytes:
+                        raise PayloadTooLarge(f"an artifact may have at most {self.max_bytes} bytes")
+                    await asyncio.to_thread(_append, file, sha256, piece)
+                await asyncio.to_thread(_sync, file)
+            actual = f"sha256:{sha256.hexdigest()}"
+            if actual != digest:
+                raise ContentMismatch(f"the upload's digest is {actual}, its URL says {digest}")
+            temporary.rename(target)
+        except OSError as error:
+            raise StorageError(f"the artifact cannot be stored: {error.strerror}") from error
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        return not present
+
+    def scratch(self) -> Path:
+        """A name for a file that is to become an artifact."""
+        return self._folder / f"new.{os.getpid()}.{uuid.uuid4().hex[:8]}{_TEMPORARY}"
+
+    def adopt(self, path: Path) -> str:
+        """Make a finished scratch file an artifact; blocking. Returns its digest."""
+        try:
+            with path.open("r+b") as file:
+                digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+                os.fsync(file.fileno())
+            path.rename(self.path(digest))
+        except OSError as error:
+            raise StorageError(f"the artifact cannot be stored: {error.strerror}") from error
+        return digest
+
+    def sweep(self) -> int:
+        """Remove unfinished uploads. Call while no other process works here."""
+        removed = 0
+        for path in self._folder.glob(f"*{_TEMPORARY}"):
+            path.unlink(missing_ok=True)
+            removed += 1
+        return removed
+
+
+class LocalBlob:
+    """A local file as a ``Blob``."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise StorageError(f"{path} cannot be opened: {error.strerror}") from error
+        self._path = path
+        self.size = os.fstat(self._fd).st_size
+
+    async def read(self, offset: int, length: int) -> Bytes:
+        """Exactly these bytes."""
+        check_bounds(offset, length, self.size)
+        try:
+            data = await asyncio.to_thread(os.pread, self._fd, length, offset)
+        except OSError as error:
+            raise StorageError(f"{self._path} cannot be read: {error.strerror}") from error
+        if len(data) != length:
+            raise StorageError(f"{self._path} became shorter")
+        return data
+
+    async def stream(self, start: int = 0) -> AsyncIterator[Bytes]:
+        """All bytes from ``start``."""
+        for offset in range(start, self.size, _STREAM_BYTES):
+            yield await self.read(offset, min(_STREAM_BYTES, self.size - offset))
+
+    async def aclose(self) -> None:
+        """Close the file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _append(file: BinaryIO, sha256: Sha256, piece: bytes) -> None:
+    file.write(piece)
+    sha256.update(piece)
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,1 @@
+"""The `blockgate` command: arguments in, exit codes out."""

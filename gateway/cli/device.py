@@ -1,0 +1,155 @@
+"""``blockgate device``: add, ls, show, rm."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gateway.cli.client import Client, Gateway, Json, connect
+from gateway.cli.output import dump, human, progress, table
+from gateway.errors import BlockgateError, InvalidRequest
+
+app = typer.Typer(help="Register, list, show and remove devices.", no_args_is_help=True)
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+@app.command("add")
+def add(
+    name: Annotated[str, typer.Argument(help="Name of the device")],
+    image: Annotated[str, typer.Argument(help="Image reference, or oci:DIR[:TAG]")],
+    platform: Annotated[str, typer.Option(help="Platform, os/arch[/variant]")] = "linux/amd64",
+    layer: Annotated[int | None, typer.Option(help="One layer, by its number (0 is the base)")] = None,
+    blob: Annotated[str | None, typer.Option(help="One layer, by its digest")] = None,
+    layout: Annotated[str, typer.Option(help="filesystem, tar or raw")] = "filesystem",
+    metadata: Annotated[Path | None, typer.Option(help="EROFS metadata to put in front", exists=True)] = None,
+    zinfo: Annotated[
+        Path | None, typer.Option(help="Checkpoint table to use for the layer", exists=True)
+    ] = None,
+    verify: Annotated[str, typer.Option(help="before or background")] = "before",
+    insecure: Annotated[bool, typer.Option("--insecure", help="Speak plain HTTP to the registry")] = False,
+    credentials: Annotated[
+        str | None, typer.Option(help="Name of credentials in the gateway's configuration")
+    ] = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait until it is ready")] = False,
+    gateway: Gateway = None,
+    as_json: Json = False,
+) -> None:
+    """Register a device and wait until it can be read."""
+    if layer is not None and blob is not None:
+        raise InvalidRequest("give --layer or --blob, not both")
+    if blob is not None and not _DIGEST.fullmatch(blob):
+        raise InvalidRequest(f"--blob {blob} is not of the form sha256:<64 hexadecimal digits>")
+    with connect(gateway) as client:
+        body = {
+            "source": {
+                "image": image,
+                "platform": platform,
+                "insecure": insecure,
+                "credentials": credentials,
+            },
+            "layout": layout,
+            "layer": {"index": layer}
+            if layer is not None
+            else {"digest": blob}
+            if blob is not None
+            else None,
+            "metadata": client.upload(metadata) if metadata else None,
+            "zinfo": client.upload(zinfo) if zinfo else None,
+            "verify": verify,
+        }
+        device = client.call("PUT", f"/v1/devices/{name}", json=body)
+        if not no_wait:
+            device = _wait(client, device)
+        if as_json:
+            dump(device)
+        else:
+            _print(device)
+        if device["state"] in ("failed", "quarantined"):
+            raise BlockgateError(f"device {name} is {device['state']}: {device['error']['detail']}")
+
+
+@app.command("ls")
+def ls(gateway: Gateway = None, as_json: Json = False) -> None:
+    """List devices."""
+    with connect(gateway) as client:
+        devices = client.call("GET", "/v1/devices")["devices"]
+    if as_json:
+        dump(devices)
+        return
+    rows = [
+        [d["name"], d["state"], d["layout"], human(d["size"]), d["image"]["reference"] if d["image"] else "-"]
+        for d in devices
+    ]
+    table(["NAME", "STATE", "LAYOUT", "SIZE", "IMAGE"], rows)
+
+
+@app.command("show")
+def show(name: str, gateway: Gateway = None, as_json: Json = False) -> None:
+    """Show a device."""
+    with connect(gateway) as client:
+        device = client.call("GET", f"/v1/devices/{name}")
+    if as_json:
+        dump(device)
+    else:
+        _print(device)
+
+
+@app.command("rm")
+def rm(name: str, gateway: Gateway = None, as_json: Json = False) -> None:
+    """Remove a device."""
+    with connect(gateway) as client:
+        client.call("DELETE", f"/v1/devices/{name}")
+    if as_json:
+        dump({"removed": name})
+
+
+def _wait(client: Client, device: dict[str, Any]) -> dict[str, Any]:
+    """Follow the device's events until it is readable or has failed."""
+    if device["state"] != "indexing":
+        return device
+    with progress() as report:
+        for event, data in client.events(device["name"]):
+            if event == "gone":
+                raise BlockgateError(f"device {device['name']} was removed meanwhile")
+            device = data
+            if device["state"] != "indexing":
+                break
+            if device["progress"]:
+                report(device["progress"]["phase"], device["progress"]["done"], device["progress"]["total"])
+    shown: dict[str, Any] = client.call("GET", f"/v1/devices/{device['name']}")
+    return shown
+
+
+def _print(device: dict[str, Any]) -> None:
+    rows = [
+        ["name", device["name"]],
+        ["state", f"{device['state']}, {device['verification']}"],
+        ["size", f"{device['size']} bytes ({human(device['size'])})" if device["size"] is not None else "-"],
+        ["data", device["data_url"]],
+    ]
+    if device["image"]:
+        rows += [["image", device["image"]["reference"]], ["digest", device["image"]["digest"]]]
+        rows += [["platform", device["image"]["platform"]]]
+    if contents := device.get("contents"):
+        rows += [
+            ["files", f"{contents['files']} ({human(contents['bytes'])})"],
+            ["directories", str(contents["directories"])],
+        ]
+    config = device.get("image_config") or {}
+    for key in ("Entrypoint", "Cmd", "WorkingDir", "User", "Env"):
+        if config.get(key):
+            rows.append(
+                [key.lower(), " ".join(config[key]) if isinstance(config[key], list) else str(config[key])]
+            )
+    if device["etag"]:
+        rows.append(["etag", device["etag"]])
+    for segment in device["segments"]:
+        where = f"{segment['offset']}..{segment['offset'] + segment['length']}"
+        rows.append([segment["kind"], f"{where} {segment['digest'] or ''}".rstrip()])
+    if device["error"]:
+        rows.append(["error", f"{device['error']['detail']} [{device['error']['code']}]"])
+    table(["", ""], rows)

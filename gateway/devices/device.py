@@ -1,0 +1,153 @@
+"""A readable device: segments over layers over the span store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import NamedTuple
+
+from gateway.devices.readahead import StreamTracker
+from gateway.devices.segments import Segment, SegmentMap, identity
+from gateway.reader import Bytes, check_bounds
+from gateway.spans.layer import SpanLayer
+from gateway.spans.store import Found, Origin, SpanStore
+
+_ZEROS = memoryview(bytes(1 << 16))
+_READAHEAD_BYTES = 8 << 20
+# Of one request, this much is fetched side by side.
+_AHEAD_BYTES = 12 << 20
+_AHEAD_SPANS = 12
+
+
+class _Want(NamedTuple):
+    """``[start, stop)`` of a span (or of zeros, when there is no layer)."""
+
+    layer: SpanLayer | None
+    span: int
+    start: int
+    stop: int
+
+
+class Device:
+    """Immutable bytes with a size and an entity tag. Implements ``Reader``.
+
+    ``layers`` runs parallel to ``segments``; ``None`` for zeros.
+    """
+
+    def __init__(
+        self, name: str, segments: Sequence[Segment], layers: Sequence[SpanLayer | None], store: SpanStore
+    ) -> None:
+        self.name = name
+        self.etag = identity(segments)
+        self.layers = layers
+        self.served: dict[Origin, int] = dict.fromkeys(Origin, 0)
+        self._map = SegmentMap(segments)
+        self._store = store
+        self._streams = StreamTracker(_READAHEAD_BYTES)
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self._map.size
+
+    @property
+    def segments(self) -> list[Segment]:
+        """The address space."""
+        return self._map.segments
+
+    def peek(self, start: int, stop: int) -> list[Bytes] | None:
+        """The bytes of ``[start, stop)`` in pieces when all of them are in memory; never waits."""
+        pieces: list[Bytes] = []
+        for want in self._wants(start, stop):
+            if want.layer is None:
+                pieces.append(_ZEROS[: want.stop - want.start])
+                continue
+            data = self._store.peek(want.layer, want.span)
+            if data is None:
+                return None
+            pieces.append(memoryview(data)[want.start : want.stop])
+        self.served[Origin.MEMORY] += stop - start
+        return pieces
+
+    def expect(self, start: int, stop: int) -> None:
+        """A request for ``[start, stop)`` is being answered: read ahead of it if it belongs to a stream."""
+        ahead = self._streams.note(start, stop)
+        if ahead and stop < self.size:
+            for want in self._wants(stop, min(stop + ahead, self.size)):
+                if want.layer is not None:
+                    self._store.prefetch(want.layer, want.span)
+
+    async def stream(self, start: int, stop: int) -> AsyncIterator[Bytes]:
+        """The bytes of ``[start, stop)`` in order and in pieces, fetched side by side a little ahead of the reader.
+
+        Raises at the first piece that cannot be had; what was yielded before is right.
+        """
+        check_bounds(start, stop - start, self.size)
+        wants = self._wants(start, stop)
+        ahead: deque[tuple[_Want, asyncio.Future[Found] | None]] = deque()
+        ahead_bytes = 0
+        more = True
+        while True:
+            while more and (not ahead or (len(ahead) < _AHEAD_SPANS and ahead_bytes < _AHEAD_BYTES)):
+                want = next(wants, None)
+                if want is None:
+                    more = False
+                    break
+                future = None
+                if want.layer is not None:
+                    # Only the piece that is needed next may be refused for overload.
+                    future = self._store.begin(want.layer, want.span, patient=bool(ahead))
+                    ahead_bytes += want.layer.table.span(want.span).out_length
+                ahead.append((want, future))
+            if not ahead:
+                return
+            want, future = ahead.popleft()
+            if want.layer is None:
+                yield _ZEROS[: want.stop - want.start]
+                continue
+            ahead_bytes -= want.layer.table.span(want.span).out_length
+            if future is None:
+                data, origin = await self._store.read(want.layer, want.span, patient=True)
+            else:
+                data, origin = await asyncio.shield(future)
+            self.served[origin] += want.stop - want.start
+            yield memoryview(data)[want.start : want.stop]
+
+    async def read(self, offset: int, length: int) -> Bytes:
+        """Exactly ``length`` bytes in one piece."""
+        check_bounds(offset, length, self.size)
+        pieces = self.peek(offset, offset + length)
+        if pieces is None:
+            pieces = [piece async for piece in self.stream(offset, offset + length)]
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def aclose(self) -> None:
+        """Close what the layers read from."""
+        for layer in self.layers:
+            if layer is not None:
+                await layer.source.aclose()
+
+    def _wants(self, start: int, stop: int) -> Iterator[_Want]:
+        if start >= stop:
+            return
+        number = self._map.find(start)
+        while start < stop:
+            segment, layer = self._map.segments[number], self.layers[number]
+            end = min(stop, segment.offset + segment.length)
+            if layer is None:
+                for begin in range(start, end, len(_ZEROS)):
+                    yield _Want(None, 0, 0, min(len(_ZEROS), end - begin))
+            else:
+                position = start - segment.offset
+                last = end - segment.offset
+                span = layer.table.find(position)
+                while position < last:
+                    first_byte, stop_byte = layer.table.bounds(span)
+                    if stop_byte > position:
+                        upto = min(last, stop_byte)
+                        yield _Want(layer, span, position - first_byte, upto - first_byte)
+                        position = upto
+                    span += 1
+            start = end
+            number += 1

@@ -1,0 +1,128 @@
+"""Running passes: the download, the thread, one pass per layer at a time, progress."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+from gateway.errors import StorageError
+from gateway.gzran.zinfo import ZinfoTable
+from gateway.ingest.folder import LayerFolders
+from gateway.ingest.layer_pass import LayerPass, Promise
+from gateway.reader import Blob, Bytes
+from gateway.spans.index import Kind, LayerIndex, index_id
+
+_FEED_BYTES = 1 << 18
+_LOCK_POLL_SECONDS = 0.2
+# Each pass keeps two threads busy and a few MiB; more at a time would be no faster.
+_PASSES = 2
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all)."""
+
+
+class Ingest:
+    """Indexes layers, each once however many devices want it at the same moment."""
+
+    def __init__(self, folders: LayerFolders, executor: ThreadPoolExecutor, *, span_size: int) -> None:
+        self.folders = folders
+        self.span_size = span_size
+        self._executor = executor
+        self._passes = asyncio.Semaphore(_PASSES)
+
+    def find(self, blob: str, kind: Kind, supplied_digest: str | None = None) -> LayerIndex | None:
+        """The finished index of a layer, if there is one. A damaged one counts as none."""
+        name = index_id(kind, self.span_size, supplied_digest)
+        try:
+            return LayerIndex.open(self.folders.path(blob, name))
+        except StorageError:
+            return None
+
+    async def index(
+        self,
+        blob: Blob,
+        promise: Promise,
+        kind: Kind,
+        *,
+        supplied: ZinfoTable | None = None,
+        supplied_digest: str | None = None,
+        progress: Progress,
+    ) -> LayerIndex:
+        """Return the layer's index, making it in a pass over ``blob`` when there is none yet.
+
+        Raises what the source raises, ``IntegrityError``, ``InvalidLayer``, ``InvalidZinfo`` or ``StorageError``.
+        """
+        name = index_id(kind, self.span_size, supplied_digest)
+        async with self._turn(promise.digest, name):
+            found = self.find(promise.digest, kind, supplied_digest)
+            if found is None:
+                await self._pass(blob, promise, kind, name, supplied, supplied_digest, progress)
+                found = LayerIndex.open(self.folders.path(promise.digest, name))
+        progress(promise.size, promise.size)
+        if found is None:
+            raise StorageError(f"the index of {promise.digest} disappeared while it was being written")
+        return found
+
+    async def _pass(
+        self,
+        blob: Blob,
+        promise: Promise,
+        kind: Kind,
+        name: str,
+        supplied: ZinfoTable | None,
+        supplied_digest: str | None,
+        progress: Progress,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        with self.folders.begin(promise.digest, name) as folder:
+            work = LayerPass(
+                promise,
+                kind,
+                self.span_size,
+                folder,
+                supplied=supplied,
+                supplied_digest=supplied_digest,
+            )
+            feeding: asyncio.Future[None] | None = None
+            try:
+                done = 0
+                async for piece in _gather(blob.stream()):
+                    # While one piece is worked on, the next one arrives.
+                    if feeding is not None:
+                        await feeding
+                    feeding = loop.run_in_executor(self._executor, work.feed, piece)
+                    done += len(piece)
+                    progress(done, promise.size)
+                if feeding is not None:
+                    await feeding
+                await loop.run_in_executor(self._executor, work.finish)
+            finally:
+                if feeding is not None and not feeding.done():
+                    await asyncio.wait([feeding])
+                await loop.run_in_executor(self._executor, work.close)
+
+    @asynccontextmanager
+    async def _turn(self, blob: str, name: str) -> AsyncIterator[None]:
+        """Only one pass per layer at a time, in this process and in others, and only a few passes in all."""
+        while True:
+            lock = self.folders.try_lock(blob, name)
+            if lock is not None:
+                break
+            await asyncio.sleep(_LOCK_POLL_SECONDS)  # the holder may be another process
+        with lock:
+            async with self._passes:
+                yield
+
+
+async def _gather(stream: AsyncIterator[Bytes]) -> AsyncIterator[bytes]:
+    """Pieces of at least ``_FEED_BYTES`` (but for the last): fewer changes between threads."""
+    held = bytearray()
+    async for piece in stream:
+        held += piece
+        if len(held) >= _FEED_BYTES:
+            yield bytes(held)
+            held = bytearray()
+    if held:
+        yield bytes(held)

@@ -1,0 +1,1 @@
+"""Where images come from: registries over HTTP, and OCI layout folders."""

@@ -1,0 +1,146 @@
+"""The composition root: the one place that knows every part and joins them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from gateway.artifacts import Artifacts
+from gateway.config import Settings, environment
+from gateway.devices.catalog import Catalog, Generation, migrate
+from gateway.devices.registration import Registrar
+from gateway.devices.shelf import Shelf
+from gateway.devices.spec import DeviceSpec
+from gateway.errors import ConfigurationError, StorageError
+from gateway.ingest.folder import LayerFolders
+from gateway.ingest.ingest import Ingest
+from gateway.locks import try_lock
+from gateway.registry.blob import MinimumRate
+from gateway.registry.client import Registries
+from gateway.registry.credentials import Credentials, CredentialStore, default_auth_files
+from gateway.registry.guard import AllowList
+from gateway.registry.layout import LayoutSource
+from gateway.registry.reference import parse_reference
+from gateway.registry.retry import RetryPolicy
+from gateway.registry.sources import ImageSources
+from gateway.registry.transport import Transport
+from gateway.spans.disk import DiskTier
+from gateway.spans.locks import SpanLocks
+from gateway.spans.memory import MemoryTier
+from gateway.spans.store import SpanStore
+
+
+@contextmanager
+def prepared(settings: Settings) -> Iterator[None]:
+    """Around a gateway's life, in its first process: make the folders, migrate the catalog, sweep what a crash left.
+
+    Raises ``StorageError``, and ``ConfigurationError`` when another gateway uses the data folder.
+    """
+    root = settings.data_dir
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for name in ("cache", "layers", "artifacts", "locks"):
+            (root / name).mkdir(exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"the data folder {root} cannot be used: {error.strerror}; choose one with --data-dir"
+        ) from error
+    lock = try_lock(root / "locks" / "gateway")
+    if lock is None:
+        raise ConfigurationError(
+            f"another gateway uses the data folder {root}; choose another with --data-dir"
+        )
+    with lock:
+        migrate(settings.catalog_url)
+        LayerFolders(root / "layers").sweep()
+        Artifacts(root / "artifacts", max_bytes=0).sweep()
+        DiskTier(root / "cache", settings.disk_cache).sweep()
+        yield
+
+
+@dataclass
+class Services:
+    """Everything that one worker needs, started and stopped as one."""
+
+    settings: Settings
+    catalog: Catalog
+    artifacts: Artifacts
+    store: SpanStore
+    shelf: Shelf
+    registrar: Registrar
+    sources: ImageSources
+    _executor: ThreadPoolExecutor
+    _locks: SpanLocks
+
+    @classmethod
+    async def open(cls, settings: Settings) -> Self:
+        """Build all parts on the running loop and go on with unfinished registrations."""
+        root: Path = settings.data_dir
+        executor = ThreadPoolExecutor(max_workers=(os.cpu_count() or 1) * 2 + 2, thread_name_prefix="work")
+        catalog = Catalog(settings.catalog_url, Generation(root / "locks" / "generation"), executor)
+        artifacts = Artifacts(root / "artifacts", max_bytes=settings.max_artifact)
+        folders = LayerFolders(root / "layers")
+        locks = SpanLocks(root / "locks" / "spans")
+        store = SpanStore(
+            MemoryTier(settings.memory_cache // settings.workers),
+            DiskTier(root / "cache", settings.disk_cache, sharers=settings.workers),
+            locks,
+            executor,
+            concurrent_fetches=settings.concurrent_fetches,
+            flying_limit_bytes=settings.max_fetching,
+        )
+        sources = _sources(settings)
+        registrar = Registrar(
+            catalog,
+            Ingest(folders, executor, span_size=settings.span_size),
+            artifacts,
+            sources,
+            root / "locks",
+        )
+        shelf = Shelf(catalog, store, folders, artifacts, sources)
+        shelf.on_reindex = registrar.begin
+        services = cls(settings, catalog, artifacts, store, shelf, registrar, sources, executor, locks)
+        await registrar.start()
+        return services
+
+    def check_spec(self, spec: DeviceSpec) -> None:
+        """Raise at once for what can be known at once: a malformed reference, an artifact that is not there."""
+        parse_reference(spec.source.image)
+        for digest in (spec.metadata, spec.zinfo):
+            if digest is not None:
+                self.artifacts.find(digest)
+
+    async def aclose(self) -> None:
+        """Stop everything; unfinished registrations go on at the next start."""
+        await self.registrar.aclose()
+        await self.store.aclose()
+        await self.shelf.aclose()
+        await self.sources.aclose()
+        self.catalog.close()
+        self._locks.close()
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _sources(settings: Settings) -> ImageSources:
+    files = settings.auth_files if settings.auth_files is not None else default_auth_files(environment())
+    named = {
+        name: Credentials(entry.username, entry.password, entry.identity_token, hosts=entry.hosts)
+        for name, entry in settings.credentials.items()
+    }
+    registries = Registries(
+        store=CredentialStore(files, named),
+        transport=Transport(allowed=AllowList(settings.allow_addresses)),
+        insecure_hosts=settings.insecure_registries,
+        mirrors=settings.mirrors,
+        minimum_rate=MinimumRate(bytes_per_second=settings.registry_min_bytes_per_second),
+        policy=RetryPolicy(
+            attempt_seconds=settings.registry_attempt_seconds,
+            deadline_seconds=settings.registry_deadline_seconds,
+        ),
+    )
+    return ImageSources(registries, LayoutSource(settings.oci_roots))

@@ -1,0 +1,216 @@
+"""The disk tier: one file per decoded span, shared by all workers of one data folder.
+
+A file is an 80-byte header (magic, sha256 of the key, length u64 little-endian, sha256 of the content) and the
+content. It is written under a temporary name and renamed, without fsync: a file torn by a crash of the machine fails its
+check on the next read, is removed and counts as a miss. All methods block and run on a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import struct
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+from gateway.reader import Bytes
+from gateway.spans.memory import SpanKey
+
+_HEADER = struct.Struct("<8s32sQ32s")
+_MAGIC = b"bgspan\x00\x01"
+_SUFFIX = ".span"
+_TEMPORARY = ".tmp"
+# A hit refreshes a file's time stamp at most this often; eviction needs no finer order.
+_TOUCH_SECONDS = 60.0
+_FIRST_BYPASS_SECONDS = 1.0
+_LONGEST_BYPASS_SECONDS = 30.0
+
+
+class DiskTier:
+    """Verified spans on disk under a byte budget.
+
+    Above ``high_bytes`` the longest unused files are removed until ``low_bytes`` are left. ``sharers`` is the number of
+    processes that write to the folder: each looks at what is really there after its share of the room is used up, so that
+    together they stay below the budget. A write that fails (disk full, read-only, I/O error) is counted by errno
+    and writing pauses, a little longer each time, so that a full disk costs nothing and recovers by itself.
+    """
+
+    def __init__(
+        self, folder: Path, high_bytes: int, low_bytes: int | None = None, *, sharers: int = 1
+    ) -> None:
+        self.folder = folder
+        self.high_bytes = high_bytes
+        self.low_bytes = high_bytes * 9 // 10 if low_bytes is None else low_bytes
+        self.write_errors: Counter[str] = Counter()
+        self.corrupt = 0
+        self.evicted = 0
+        self.used_bytes = 0
+        self._sharers = sharers
+        self._written = 0
+        self._room = 0
+        self._lock = threading.Lock()
+        self._sequence = 0
+        self._bypass_until = 0.0
+        self._bypass_seconds = _FIRST_BYPASS_SECONDS
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._measure()
+
+    @property
+    def bypassed(self) -> bool:
+        """Whether writing pauses after an error."""
+        return time.monotonic() < self._bypass_until
+
+    def read(self, key: SpanKey, sha256: bytes) -> bytes | None:
+        """The span if its file is whole and its content has the digest; a damaged file is removed."""
+        path = self._path(key)
+        try:
+            with path.open("rb", buffering=0) as file:
+                header = file.read(_HEADER.size)
+                size = os.fstat(file.fileno()).st_size - _HEADER.size
+                data = file.read(size) if size > 0 else b""
+                if os.fstat(file.fileno()).st_mtime < time.time() - _TOUCH_SECONDS:
+                    with contextlib.suppress(OSError):
+                        os.utime(file.fileno())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self.write_errors[_name(error)] += 1
+            return None
+        if header == _header(key, data, sha256) and hashlib.sha256(data).digest() == sha256:
+            return data
+        self.corrupt += 1
+        with contextlib.suppress(OSError):
+            path.unlink()
+        return None
+
+    def write(self, key: SpanKey, data: Bytes, sha256: bytes) -> bool:
+        """Keep a verified span. Returns whether it was written; never raises for what a disk may do."""
+        if self.high_bytes < len(data) + _HEADER.size or self.bypassed:
+            return False
+        path = self._path(key)
+        with self._lock:
+            self._sequence += 1
+            temporary = path.with_name(f"{path.name}.{os.getpid()}.{self._sequence}{_TEMPORARY}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("xb", buffering=0) as file:
+                pieces = [memoryview(_header(key, data, sha256)), memoryview(data)]
+                total = sum(len(piece) for piece in pieces)
+                if os.writev(file.fileno(), pieces) != total:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            temporary.rename(path)
+        except OSError as error:
+            self._failed(error, temporary)
+            return False
+        self._bypass_seconds = _FIRST_BYPASS_SECONDS
+        self._account(len(data) + _HEADER.size)
+        return True
+
+    def spans_of(self, blob: str, index_id: str) -> set[int]:
+        """Numbers of the spans of one layer index that lie on disk."""
+        folder = self._path(SpanKey(blob, index_id, 0)).parent
+        try:
+            names = [path.name for path in folder.iterdir()]
+        except OSError:
+            return set()
+        return {int(name.removesuffix(_SUFFIX), 16) for name in names if name.endswith(_SUFFIX)}
+
+    def drop(self, blob: str | None = None, index_id: str | None = None) -> int:
+        """Remove all spans, or those of one layer index. Returns the bytes freed."""
+        only = None if blob is None or index_id is None else self._path(SpanKey(blob, index_id, 0)).parent
+        freed = 0
+        for path, size, _ in self._files():
+            if only is None or path.parent == only:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                    freed += size
+        self._measure()
+        return freed
+
+    def measure(self) -> int:
+        """Bytes that really lie in the folder, written by whomever."""
+        with self._lock:
+            self._measure()
+            return self.used_bytes
+
+    def sweep(self) -> int:
+        """Remove temporary files that a killed process left. Call while no other process writes here."""
+        removed = 0
+        for path in self.folder.glob(f"*/*/*{_TEMPORARY}"):
+            with contextlib.suppress(OSError):
+                path.unlink()
+                removed += 1
+        return removed
+
+    def _path(self, key: SpanKey) -> Path:
+        blob = key.blob.rpartition(":")[2]
+        return self.folder / blob[:2] / f"{blob}.{key.index_id}" / f"{key.span:08x}{_SUFFIX}"
+
+    def _files(self) -> list[tuple[Path, int, float]]:
+        found = []
+        for path in self.folder.glob(f"*/*/*{_SUFFIX}"):
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                found.append((path, status.st_size, status.st_mtime))
+        return found
+
+    def _measure(self) -> list[tuple[Path, int, float]]:
+        files = self._files()
+        self.used_bytes = sum(size for _, size, _ in files)
+        self._written = 0
+        self._room = max(0, self.high_bytes - self.used_bytes) // self._sharers
+        return files
+
+    def _account(self, size: int) -> None:
+        with self._lock:
+            self._written += size
+            self.used_bytes += size
+            if self._written <= self._room:
+                return
+            # One process evicts at a time; the others find room when they measure next.
+            try:
+                with (self.folder / "evict.lock").open("w") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                    self._evict()
+            except OSError as error:
+                self.write_errors[_name(error)] += 1
+
+    def _evict(self) -> None:
+        files = self._measure()
+        # With others writing, a little is kept free: the last bytes would be measured again and again.
+        spare = 0 if self._sharers == 1 else self.high_bytes // 32
+        if self.used_bytes <= self.high_bytes - spare:
+            return
+        for path, size, _ in sorted(files, key=lambda entry: entry[2]):
+            if self.used_bytes <= self.low_bytes:
+                break
+            with contextlib.suppress(OSError):
+                path.unlink()
+                self.evicted += 1
+                self.used_bytes -= size
+        self._room = max(0, self.high_bytes - self.used_bytes) // self._sharers
+
+    def _failed(self, error: OSError, temporary: Path) -> None:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        with self._lock:
+            self.write_errors[_name(error)] += 1
+            if self.bypassed:
+                return  # it began before the pause did: one full disk, not one more reason
+            self._bypass_until = time.monotonic() + self._bypass_seconds
+            self._bypass_seconds = min(self._bypass_seconds * 2, _LONGEST_BYPASS_SECONDS)
+
+
+def _header(key: SpanKey, data: Bytes, sha256: bytes) -> bytes:
+    name = hashlib.sha256(f"{key.blob} {key.index_id} {key.span}".encode()).digest()
+    return _HEADER.pack(_MAGIC, name, len(data), sha256)
+
+
+def _name(error: OSError) -> str:
+    return errno.errorcode.get(error.errno or 0, "EUNKNOWN")

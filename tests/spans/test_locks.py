@@ -1,0 +1,127 @@
+"""Span locks: between processes they exclude, within one they do not, and the kernel cleans up."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+
+import pytest
+
+from gateway.spans.locks import SpanLocks
+from gateway.spans.memory import SpanKey
+
+KEY = SpanKey("sha256:aa", "gzip-1-v1", 3)
+HOLDER = """
+import asyncio, sys
+from pathlib import Path
+from gateway.spans.locks import SpanLocks
+from gateway.spans.memory import SpanKey
+
+async def main():
+    locks = SpanLocks(Path(sys.argv[1]))
+    async with locks.hold(SpanKey("sha256:aa", "gzip-1-v1", 3)) as waited:
+        print("held", waited, flush=True)
+        sys.stdin.readline()
+    print("released", flush=True)
+    sys.stdin.readline()
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def locks(tmp_path):
+    locks = SpanLocks(tmp_path / "locks")
+    yield locks
+    locks.close()
+
+
+@pytest.fixture
+def holder(tmp_path, locks):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / "locks")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout.readline() == "held False\n"
+        yield process
+        process.kill()
+
+
+async def is_free(locks, key=KEY):
+    try:
+        async with asyncio.timeout(0.05), locks.hold(key):
+            return True
+    except TimeoutError:
+        return False
+
+
+async def test_a_free_lock_is_had_without_waiting(locks):
+    async with locks.hold(KEY) as waited:
+        assert waited is False
+
+
+async def test_two_processes_exclude_each_other_until_one_lets_go(locks, holder):
+    assert not await is_free(locks)
+    assert await is_free(locks, KEY._replace(span=4))
+    holder.stdin.write("\n")
+    holder.stdin.flush()
+    async with asyncio.timeout(20), locks.hold(KEY):
+        assert holder.stdout.readline() == "released\n"
+
+
+async def test_whoever_had_to_wait_is_told_so(locks, holder):
+    async def wait():
+        async with locks.hold(KEY) as waited:
+            return waited
+
+    waiting = asyncio.create_task(wait())
+    await asyncio.sleep(0)
+    holder.stdin.write("\n")
+    holder.stdin.flush()
+    assert await asyncio.wait_for(waiting, 20) is True
+
+
+async def test_a_killed_process_leaves_no_lock(locks, holder):
+    assert not await is_free(locks)
+    holder.kill()
+    await asyncio.to_thread(holder.wait)
+    assert await is_free(locks)
+
+
+async def test_a_cancelled_wait_leaves_nothing_locked(locks, holder):
+    waiting = asyncio.create_task(is_free(locks))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    holder.kill()
+    await asyncio.to_thread(holder.wait)
+    assert await is_free(locks)
+
+
+async def test_within_a_process_nobody_is_excluded(locks):
+    """That is the table of fetches in flight's business, as the module says."""
+    async with asyncio.timeout(5), locks.hold(KEY), locks.hold(KEY) as waited:
+        assert waited is False
+
+
+async def test_a_failure_under_the_lock_releases_it(locks, tmp_path):
+    with pytest.raises(RuntimeError, match="under the lock"):
+        async with locks.hold(KEY):
+            raise RuntimeError("under the lock")
+    # Another description of the same file, as another process has one.
+    other = SpanLocks(tmp_path / "locks")
+    assert await is_free(other)
+    other.close()
+
+
+async def test_closing_another_description_of_the_file_releases_nothing(locks, tmp_path):
+    async with locks.hold(KEY):
+        SpanLocks(tmp_path / "locks").close()
+        third = SpanLocks(tmp_path / "locks")
+        assert not await is_free(third)
+        third.close()

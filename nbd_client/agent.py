@@ -223,7 +223,7 @@ class Agent:
             try:
                 await self._take_over(held)
             except (SourceChanged, KernelError) as error:
-                log.error("%s is not taken over: %s", held.record.url, error)  # noqa: TRY400  no traceback
+                log.error("%s is not taken over: %s", held.record.url, error)
                 return
             except NodeError as error:
                 log.warning("%s is not taken over yet: %s", held.record.url, error)

@@ -54,7 +54,7 @@ def main() -> int:
     try:
         run_loop(_run(run_dir))
     except NodeError as error:
-        log.error("%s", error)  # noqa: TRY400  the last line is what the command line shows
+        log.error("%s", error)
         return 1
     return 0
 

@@ -20,10 +20,9 @@ from nbd_client.control import ask, ensure_agent, spawn
 from nbd_client.errors import InvalidOption, KernelUnsupported, MountFailed, NodeError, ToolMissing
 from nbd_client.kernel.netlink import NbdNetlink
 
-_MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
 _SUFFIX = ".mount.json"
 _FUSE_SECONDS = 20.0
-_FUSE_PROGRAMS = {"nbdfuse": "libnbd-bin", "fusermount3": "fuse3", "mount": "mount"}
+_PACKAGES = {"nbdfuse": "libnbd-bin", "fusermount3": "fuse3", "mount": "mount"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +71,7 @@ def umount(mountpoint: Path, *, run_dir: Path) -> None:
 
 
 def choose_way() -> str:
-    """ "kernel" where its driver answers, else "fuse". Raises ``ToolMissing`` saying what to install."""
+    """Pick ``kernel`` where its driver answers, else ``fuse``. Raises ``ToolMissing``: what to install."""
     try:
         NbdNetlink.open().close()
     except KernelUnsupported as error:
@@ -87,7 +86,7 @@ def missing_for_fuse() -> list[str]:
     """What to install, for mounting without the kernel's NBD driver."""
     missing = [
         f"{name} is needed (package {package})"
-        for name, package in _FUSE_PROGRAMS.items()
+        for name, package in _PACKAGES.items()
         if shutil.which(name) is None
     ]
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
@@ -97,15 +96,11 @@ def missing_for_fuse() -> list[str]:
 
 def _mount_kernel(url: str, mountpoint: Path, options: tuple[str, ...], run_dir: Path) -> Mounted:
     device = ask(run_dir, "attach", url=url)
-    libc = ctypes.CDLL(None, use_errno=True)
-    flags = _MS_RDONLY | _MS_NOSUID | _MS_NODEV
-    data = ",".join(options).encode() or None
-    if libc.mount(device.encode(), os.fsencode(mountpoint), b"erofs", flags, data):
-        number = ctypes.get_errno()
+    try:
+        _mount_erofs(device, mountpoint, options)
+    except BaseException:
         ask(run_dir, "detach", device=device)
-        if number == errno.ENODEV:
-            raise MountFailed("the kernel does not know EROFS; load it with: modprobe erofs")
-        raise MountFailed(f"cannot mount {url} on {mountpoint}: {os.strerror(number)}; is it an EROFS image?")
+        raise
     return Mounted(str(mountpoint), url, device=device)
 
 
@@ -122,15 +117,7 @@ def _mount_fuse(url: str, mountpoint: Path, options: tuple[str, ...], run_dir: P
         with Path(os.devnull).open("w") as nowhere:
             spawn([_program("nbdfuse"), "-r", str(disk), "--unix", str(socket)], nowhere.fileno(), {})
         _wait_for(disk)
-        words = ["ro", "loop", "nosuid", "nodev", *options]
-        done = subprocess.run(  # noqa: S603  no shell, words of our own making
-            [_program("mount"), "-t", "erofs", "-o", ",".join(words), str(disk), str(mountpoint)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise MountFailed(f"cannot mount {url} on {mountpoint}: {done.stderr.strip()}")
+        _mount_erofs(str(disk), mountpoint, ("loop", *options))
     except BaseException:
         _leave_fuse(folder)
         ask(run_dir, "unexport", path=str(socket))
@@ -138,10 +125,25 @@ def _mount_fuse(url: str, mountpoint: Path, options: tuple[str, ...], run_dir: P
     return Mounted(str(mountpoint), url, folder=str(folder), socket=str(socket))
 
 
+def _mount_erofs(device: str, mountpoint: Path, options: tuple[str, ...]) -> None:
+    """mount(8) rather than mount(2): it knows which options are flags, and makes the loop device."""
+    words = ",".join(("ro", "nosuid", "nodev", *options))
+    done = subprocess.run(  # noqa: S603  no shell, words of our own making
+        [_program("mount"), "-t", "erofs", "-o", words, "--", device, str(mountpoint)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise MountFailed(
+            f"{done.stderr.strip()} (is it an EROFS image, and the kernel's erofs module loaded?)"
+        )
+
+
 def _program(name: str) -> str:
     found = shutil.which(name)
     if found is None:
-        raise ToolMissing(f"{name} is needed (package {_FUSE_PROGRAMS[name]})")
+        raise ToolMissing(f"{name} is needed (package {_PACKAGES[name]})")
     return found
 
 

@@ -206,8 +206,9 @@ async def test_a_successor_waits_for_a_source_that_is_away(make_agent, kernel, s
     second = make_agent()
     await second.recover()
     before = server.count
-    while server.count == before:
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(20):
+        while server.count == before:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
     assert second.list()[0]["state"] == "recovering"
     server.faults.clear()
     await second.wait_recovered()

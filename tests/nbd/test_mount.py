@@ -28,7 +28,7 @@ async def run_dir(tmp_path):
         return
     os.kill(pid, signal.SIGTERM)
     async with asyncio.timeout(20):
-        while (folder / "agent.sock").exists():
+        while (folder / "agent.sock").exists():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
 
@@ -154,9 +154,12 @@ def test_a_problem_and_a_silent_gateway_are_told():
     def refuse(_request: httpx.Request) -> httpx.Response:
         return httpx.Response(409, json={"title": "Conflict", "detail": "taken by another specification"})
 
-    with GatewayClient("http://gateway", transport=httpx.MockTransport(refuse)) as client:
-        with pytest.raises(GatewayError, match="taken by another"):
-            client.register("a", {})
+    transport = httpx.MockTransport(refuse)
+    with (
+        GatewayClient("http://g", transport=transport) as client,
+        pytest.raises(GatewayError, match="taken by"),
+    ):
+        client.register("a", {})
     with GatewayClient("http://127.0.0.1:1") as client, pytest.raises(GatewayError, match="BLOCKGATE_URL"):
         client.register("a", {})
 

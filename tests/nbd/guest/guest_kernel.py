@@ -1,3 +1,4 @@
+# ruff: noqa: ASYNC110, ASYNC240, BLE001, PT017, PTH115, T201
 """Runs inside of the guest: devices of a real kernel. A plain program, for a guest's seconds are long.
 
 Every ``scenario_`` runs in order on one agent; a line per scenario says how it ended.
@@ -23,8 +24,8 @@ from nbd_client.server import NbdServer
 from nbd_client.source.stack import open_source
 from tests.support.rangeserver import RangeServer, range_server
 
-IMAGE = Path("/run/out/image.erofs")
-TREE = Path("/run/out/tree")
+IMAGE = Path("/run/share/image.erofs")
+TREE = Path("/run/share/tree")
 RUN = Path("/run/blockgate-test")
 MOUNTPOINT = Path("/mnt/image")
 

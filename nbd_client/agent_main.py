@@ -14,9 +14,11 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from nbd_client.agent import Agent
+from nbd_client.config import load
 from nbd_client.control import DEFAULT_RUN_DIR, serve_control, socket_path
 from nbd_client.errors import KernelUnsupported, NodeError
 from nbd_client.kernel.attach import Attachment, KernelAttachment
@@ -26,6 +28,7 @@ from nbd_client.kernel.sysfs import Sysfs
 from nbd_client.recovery import Records
 from nbd_client.server import clear_stale_socket
 from nbd_client.serving import run_loop
+from nbd_client.source.stack import open_source
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +81,8 @@ async def _run(run_dir: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     sysfs = Sysfs()
-    agent = Agent(Records(run_dir), _LazyKernel(sysfs).get, sysfs)
+    open_url = partial(open_source, options=load().source_options())
+    agent = Agent(Records(run_dir), _LazyKernel(sysfs).get, sysfs, open_url=open_url)
     await agent.recover()
 
     async def listed() -> object:

@@ -38,14 +38,19 @@ def serve(
     unix: Annotated[Path | None, typer.Option(help="Listen on this unix socket.")] = None,
     tcp: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Listen on this address.")] = None,
     export_name: Annotated[str, typer.Option(help="Name of the export besides the empty one.")] = "",
+    connections: Annotated[int | None, typer.Option(help="HTTP connections at a time.")] = None,
+    cache: Annotated[str | None, typer.Option(help="Memory for what was read, as 64MiB.")] = None,
+    readahead: Annotated[str | None, typer.Option(help="Largest readahead, as 8MiB; 0: none.")] = None,
 ) -> None:
     """Serve URL over NBD until SIGTERM or SIGINT. The kernel is not needed."""
-    from nbd_client.serving import Listen, serve_forever  # noqa: PLC0415  --help stays quick
+    from nbd_client.config import load  # noqa: PLC0415  --help stays quick
+    from nbd_client.serving import Listen, serve_forever  # noqa: PLC0415
 
     listen = Listen(unix.absolute() if unix else None, parse_address(tcp) if tcp else None)
     if listen.unix is None and listen.tcp is None:
         raise InvalidOption("say where to listen: --unix PATH or --tcp HOST:PORT")
-    serve_forever(url, listen, export_name=export_name)
+    settings = load(connections=connections, cache=cache, readahead=readahead)
+    serve_forever(url, listen, export_name=export_name, options=settings.source_options())
 
 
 class Via(Enum):
@@ -146,9 +151,10 @@ def mount(
 
 def register_image(image: str, options: MountOptions, gateway: str) -> str:
     """Have the gateway read an image; the URL of the device. Asked again, it is the same device."""
-    from nbd_client.gateway import GatewayClient, device_name  # noqa: PLC0415  httpx is slow to import
+    from nbd_client.config import gateway_token  # noqa: PLC0415  pydantic is slow to import
+    from nbd_client.gateway import GatewayClient, device_name  # noqa: PLC0415  httpx is, too
 
-    with GatewayClient(gateway) as client:
+    with GatewayClient(gateway, token=gateway_token()) as client:
         metadata = client.upload(Path(options.local_meta)) if options.local_meta else None
         zinfo = client.upload(Path(options.zinfo)) if options.zinfo else None
         wanted = specification(image, options, metadata, zinfo)

@@ -30,12 +30,21 @@ class GatewayClient:
     """Talks to the gateway at ``base_url``. Raises ``GatewayError``."""
 
     def __init__(
-        self, base_url: str, *, timeout_seconds: float = 30.0, transport: httpx.BaseTransport | None = None
+        self,
+        base_url: str,
+        *,
+        token: str | None = None,
+        timeout_seconds: float = 30.0,
+        transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._base_url = base_url.rstrip("/") + "/"
         # No proxies nor .netrc of the environment: the gateway is near, and credentials are not for it.
         self._client = httpx.Client(
-            base_url=self._base_url, timeout=timeout_seconds, trust_env=False, transport=transport
+            base_url=self._base_url,
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+            timeout=timeout_seconds,
+            trust_env=False,
+            transport=transport,
         )
 
     def __enter__(self) -> Self:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import os
 import random
 import signal
@@ -13,6 +14,9 @@ from nbd_client import doctor
 from nbd_client.errors import GatewayError, InvalidOption, MountFailed
 from nbd_client.gateway import GatewayClient
 from nbd_client.mount import missing_for_fuse, mount_url, umount
+from tests.support.gateway import Gateway
+from tests.support.layers import tar_of
+from tests.support.ocilayout import OciLayout, gzip_layer
 from tests.support.programs import blockgate_nbd, program, run
 from tests.support.rangeserver import range_server
 
@@ -172,3 +176,30 @@ def test_the_doctor_looks_at_everything_and_judges(tmp_path):
     good = [doctor.Finding(subject, True, "") for subject in ("privilege", "EROFS", "FUSE")]
     assert doctor.can_mount(good)
     assert not doctor.can_mount(good[:2])
+
+
+@pytest.mark.real
+async def test_an_image_is_mounted_by_name_through_the_gateway(run_dir, tmp_path):
+    fuse_or_skip()
+    content = random.Random(5).randbytes(300_000)
+    raw = tar_of({"etc/motd": b"hello\n", "usr/lib/big": content})
+    layout = OciLayout(tmp_path / "layout")
+    layout.add_image([gzip_layer(gzip.compress(raw), raw)], tag="latest")
+    mountpoint = tmp_path / "mnt"
+    mountpoint.mkdir()
+    image = f"oci:{tmp_path / 'layout'}:latest"
+    with Gateway(tmp_path / "gateway", oci_roots=[tmp_path / "layout"]) as gateway:
+        env = {"BLOCKGATE_NBD_RUN_DIR": str(run_dir), "BLOCKGATE_URL": gateway.url}
+        for _ in range(2):  # asked again, it is the device that exists
+            done = await blockgate_nbd("mount", image, mountpoint, "--via", "fuse", env=env)
+            assert done.status == 0, done.err + gateway.log
+            try:
+                assert await asyncio.to_thread((mountpoint / "usr/lib/big").read_bytes) == content
+                assert await asyncio.to_thread((mountpoint / "etc/motd").read_text) == "hello\n"
+            finally:
+                done = await blockgate_nbd("umount", mountpoint, env=env)
+            assert done.status == 0, done.err
+        assert len(gateway.http.get("/v1/devices").json()["devices"]) == 1
+        missing = await blockgate_nbd("mount", f"{image}x", mountpoint, "--via", "fuse", env=env)
+        assert missing.status == 1
+        assert "Traceback" not in missing.err

@@ -1,4 +1,7 @@
-"""What every request passes first, as one pure ASGI layer: header limits, tokens, and a last net for errors.
+"""What every request passes first, as one pure ASGI layer: header limits, tokens, a last net for errors, and the way.
+
+The way is short for the bytes of a device: they are asked for thousands of times a second, so their endpoint is called from
+here, and everything else by way of the framework.
 
 uvicorn takes as many and as long header fields as a client cares to send; they are counted here. Roles: ``admin`` may do
 everything, ``node`` may read devices and their bytes, ``metrics`` may read /metrics. Health needs no token. Without any
@@ -15,21 +18,26 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.api import problems
+from gateway.api.openapi import DATA_PATH
 from gateway.config import TokenEntry
 from gateway.errors import BlockgateError, Forbidden, HeadersTooLarge, Unauthenticated
 
 _MAX_FIELDS = 100
 _MAX_BYTES = 32768
 _OPEN = frozenset({"/livez", "/readyz"})
+_READING = ("GET", "HEAD")
+# Around the device's name in openapi.DATA_PATH.
+_DATA_BEGIN, _DATA_END = DATA_PATH.split("{name}")
 
 log = structlog.get_logger(__name__)
 
 
 class Edge:
-    """Wraps the application."""
+    """Wraps the application; ``data`` answers what ``/v1/devices/{name}/data`` is asked."""
 
-    def __init__(self, app: ASGIApp, tokens: Sequence[TokenEntry] = ()) -> None:
+    def __init__(self, app: ASGIApp, data: ASGIApp, tokens: Sequence[TokenEntry] = ()) -> None:
         self._app = app
+        self._data = data
         self._tokens = [(bytes.fromhex(token.sha256), token.role) for token in tokens]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -48,7 +56,12 @@ class Edge:
             _check_size(scope)
             if self._tokens:
                 self._check_token(scope)
-            await self._app(scope, receive, watched)
+            name = _device_read(scope)
+            if name is None:
+                await self._app(scope, receive, watched)
+            else:
+                scope["path_params"] = {"name": name}
+                await self._data(scope, receive, watched)
         except BlockgateError as error:
             if started:
                 raise
@@ -66,7 +79,7 @@ class Edge:
         role = self._role(scope)
         if role == "admin":
             return
-        reading = scope["method"] in ("GET", "HEAD")
+        reading = scope["method"] in _READING
         if role == "node" and reading and path.startswith("/v1/devices"):
             return
         if role == "metrics" and reading and path == "/metrics":
@@ -97,9 +110,22 @@ async def answer(error: BlockgateError, send: Send, extra: Sequence[tuple[bytes,
     await send({"type": "http.response.body", "body": body})
 
 
+def _device_read(scope: Scope) -> str | None:
+    """The name of the device whose bytes are asked for; ``None`` for any other request."""
+    path: str = scope["path"]
+    if path.endswith(_DATA_END) and path.startswith(_DATA_BEGIN) and scope["method"] in _READING:
+        name = path[len(_DATA_BEGIN) : -len(_DATA_END)]
+        if name and "/" not in name:
+            return name
+    return None
+
+
 def _check_size(scope: Scope) -> None:
     headers = scope["headers"]
-    if len(headers) > _MAX_FIELDS or sum(len(n) + len(v) for n, v in headers) > _MAX_BYTES:
+    total = 0
+    for name, value in headers:
+        total += len(name) + len(value)
+    if len(headers) > _MAX_FIELDS or total > _MAX_BYTES:
         raise HeadersTooLarge(
             f"at most {_MAX_FIELDS} header fields and {_MAX_BYTES} bytes of them are accepted"
         )

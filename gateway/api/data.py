@@ -51,16 +51,16 @@ class DataEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        cors: Headers = []
+        # Also where there is no Origin: a cache must not give that answer to a page which sends one.
+        cors: Headers = [(b"vary", b"Origin")] if self._origins else []
         device: Device | None = None
         try:
             fields = _fields(scope)
             origin = fields.get(b"origin")
             if origin is not None and origin in self._origins:
-                cors = [
+                cors += [
                     (b"access-control-allow-origin", origin),
                     (b"access-control-expose-headers", _EXPOSED),
-                    (b"vary", b"Origin"),
                 ]
             shelf: Shelf = scope["app"].state.services.shelf
             name = scope["path_params"]["name"]
@@ -155,8 +155,8 @@ async def _send_range(
         pieces = device.peek(start, stop)
         if pieces is not None:
             await send({"type": "http.response.start", "status": status, "headers": headers})
-            last = len(pieces) - 1
-            for number, piece in enumerate(pieces):
+            last = max(0, len(pieces) - 1)
+            for number, piece in enumerate(pieces or [b""]):
                 await send({"type": "http.response.body", "body": piece, "more_body": number < last})
             return
     await _send_stream(device, device.stream(start, stop), status, headers, receive, send)

@@ -1,4 +1,7 @@
-"""What every request passes first, as one pure ASGI layer: header limits, tokens, counting, logging, a last net for errors.
+"""What every request passes first, as one pure ASGI layer: limits, tokens, counting, a last net for errors, and the way.
+
+The way is short for the bytes of a device: they are asked for thousands of times a second, so their endpoint is called from
+here, and everything else by way of the framework.
 
 uvicorn takes as many and as long header fields as a client cares to send; they are counted here. Roles: ``admin`` may do
 everything, ``node`` may read devices and their bytes and report itself, ``metrics`` may read /metrics. Health and the
@@ -16,6 +19,7 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.api import problems
+from gateway.api.openapi import DATA_PATH
 from gateway.config import TokenEntry
 from gateway.errors import BlockgateError, Forbidden, HeadersTooLarge, Unauthenticated
 from gateway.logs import REQUEST, RequestContext
@@ -25,6 +29,9 @@ _MAX_FIELDS = 100
 _MAX_BYTES = 32768
 _OPEN = frozenset({"/livez", "/readyz", "/", "/favicon.ico"})
 _OPEN_FOLDER = "/dashboard/"
+_READING = ("GET", "HEAD")
+# Around the device's name in openapi.DATA_PATH.
+_DATA_BEGIN, _DATA_END = DATA_PATH.split("{name}")
 # Of successful reads of device bytes, one in so many gets a line.
 _SAMPLE = 128
 _SERVER_ERROR = 500
@@ -33,17 +40,22 @@ log = structlog.get_logger(__name__)
 
 
 class Edge:
-    """Wraps the application. ``access_log`` writes a line per request (of device reads, one in 128)."""
+    """Wraps the application; ``data`` answers what ``/v1/devices/{name}/data`` is asked.
+
+    ``access_log`` writes a line per request (of device reads, one in 128).
+    """
 
     def __init__(
         self,
         app: ASGIApp,
+        data: ASGIApp,
         counts: RequestCounts,
-        tokens: Sequence[TokenEntry] = (),
         *,
+        tokens: Sequence[TokenEntry] = (),
         access_log: bool = False,
     ) -> None:
         self._app = app
+        self._data = data
         self._counts = counts
         self._access_log = access_log
         self._reads = 0
@@ -82,7 +94,13 @@ class Edge:
             _check_size(scope)
             if self._tokens:
                 self._check_token(scope)
-            await self._app(scope, receive, send)
+            name = _device_read(scope)
+            if name is None:
+                await self._app(scope, receive, send)
+            else:
+                scope["path_params"] = {"name": name}
+                scope["endpoint"] = self._data
+                await self._data(scope, receive, send)
         except BlockgateError as error:
             if request.status:
                 raise
@@ -118,7 +136,7 @@ class Edge:
         role = self._role(scope)
         if role == "admin":
             return
-        reading = scope["method"] in ("GET", "HEAD")
+        reading = scope["method"] in _READING
         if role == "node" and reading and path.startswith("/v1/devices"):
             return
         if role == "node" and scope["method"] == "POST" and path.startswith("/v1/nodes/"):
@@ -151,9 +169,22 @@ async def answer(error: BlockgateError, send: Send, extra: Sequence[tuple[bytes,
     await send({"type": "http.response.body", "body": body})
 
 
+def _device_read(scope: Scope) -> str | None:
+    """The name of the device whose bytes are asked for; ``None`` for any other request."""
+    path: str = scope["path"]
+    if path.endswith(_DATA_END) and path.startswith(_DATA_BEGIN) and scope["method"] in _READING:
+        name = path[len(_DATA_BEGIN) : -len(_DATA_END)]
+        if name and "/" not in name:
+            return name
+    return None
+
+
 def _check_size(scope: Scope) -> None:
     headers = scope["headers"]
-    if len(headers) > _MAX_FIELDS or sum(len(n) + len(v) for n, v in headers) > _MAX_BYTES:
+    total = 0
+    for name, value in headers:
+        total += len(name) + len(value)
+    if len(headers) > _MAX_FIELDS or total > _MAX_BYTES:
         raise HeadersTooLarge(
             f"at most {_MAX_FIELDS} header fields and {_MAX_BYTES} bytes of them are accepted"
         )

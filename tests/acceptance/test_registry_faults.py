@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
 from gateway.spans.index import SPANS
@@ -185,7 +186,7 @@ def test_a_failure_in_mid_answer_ends_the_connection_short_and_never_pads(
         with gateway.http.stream("GET", "/v1/devices/app/data") as answer:
             assert answer.status_code == 200
             assert int(answer.headers["content-length"]) == len(small_tar)
-            with pytest.raises(Exception, match="peer closed connection|incomplete"):
+            with pytest.raises(httpx.RemoteProtocolError, match=r"peer closed connection|incomplete"):  # noqa: PT012
                 for piece in answer.iter_raw():
                     received += piece
     finally:
@@ -206,7 +207,7 @@ def test_a_registry_that_is_down_leaves_cached_reads_and_readiness_alone(
         with gateway.reader("app") as reader:
             # Not from edge to edge: a sequential reader would be read ahead of.
             for start, stop in bounds[:10]:
-                assert reader.read(start, stop) == small_tar[start:stop]
+                assert reader.read(start + 1, stop - 1) == small_tar[start + 1 : stop - 1]
                 served += 1
         assert len(faulty.requests) == before
         for _ in range(30):

@@ -20,6 +20,7 @@ from gateway.api.edge import answer
 from gateway.devices.device import Device
 from gateway.devices.shelf import Shelf
 from gateway.errors import BlockgateError, InvalidRequest, PreconditionFailed, RangeNotSatisfiable
+from gateway.logs import REQUEST
 from gateway.observe.requests import RequestCounts
 from gateway.ranges import Range, Verdict, content_range, evaluate, parse_range, unsatisfied_range
 from gateway.reader import Bytes
@@ -64,8 +65,11 @@ class DataEndpoint:
                 ]
             shelf: Shelf = scope["app"].state.services.shelf
             name = scope["path_params"]["name"]
-            device = shelf.peek(name) or await shelf.get(name)
-            await self._serve(device, scope["method"], fields, cors, receive, send)
+            device = shelf.peek(name)
+            if device is None:
+                REQUEST.set(scope["headers"])
+                device = await shelf.get(name)
+            await self._serve(device, scope, fields, cors, receive, send)
         except _CutShort:
             self._counts.cut_short += 1
         except RangeNotSatisfiable as error:
@@ -78,12 +82,13 @@ class DataEndpoint:
     async def _serve(
         self,
         device: Device,
-        method: str,
+        scope: Scope,
         fields: dict[bytes, bytes],
         cors: Headers,
         receive: Receive,
         send: Send,
     ) -> None:
+        method = scope["method"]
         common = [*self._common, (b"etag", device.etag.encode()), *cors]
         verdict = Verdict.SEND
         if len(fields) > (b"range" in fields) + (b"origin" in fields):
@@ -108,7 +113,7 @@ class DataEndpoint:
             await send({"type": "http.response.start", "status": 200, "headers": [*common, *_whole(device)]})
             await send({"type": "http.response.body", "body": b""})
         elif ranges is None:
-            await _send_range(device, (0, device.size), 200, [*common, *_whole(device)], receive, send)
+            await _send_range(device, scope, (0, device.size), 200, [*common, *_whole(device)], receive, send)
         elif len(ranges) == 1:
             start, stop = ranges[0]
             headers = [
@@ -117,8 +122,9 @@ class DataEndpoint:
                 (b"content-length", b"%d" % (stop - start)),
                 (b"content-range", content_range(start, stop, device.size).encode()),
             ]
-            await _send_range(device, ranges[0], 206, headers, receive, send)
+            await _send_range(device, scope, ranges[0], 206, headers, receive, send)
         else:
+            REQUEST.set(scope["headers"])
             await _send_multipart(device, ranges, common, receive, send)
 
 
@@ -147,7 +153,7 @@ def _text(value: bytes | None) -> str | None:
 
 
 async def _send_range(
-    device: Device, span: Range, status: int, headers: Headers, receive: Receive, send: Send
+    device: Device, scope: Scope, span: Range, status: int, headers: Headers, receive: Receive, send: Send
 ) -> None:
     start, stop = span
     device.expect(start, stop)
@@ -159,6 +165,8 @@ async def _send_range(
             for number, piece in enumerate(pieces or [b""]):
                 await send({"type": "http.response.body", "body": piece, "more_body": number < last})
             return
+    # What is written to the log from here on belongs to this request; a hot read writes nothing.
+    REQUEST.set(scope["headers"])
     await _send_stream(device, device.stream(start, stop), status, headers, receive, send)
 
 

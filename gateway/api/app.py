@@ -107,7 +107,7 @@ async def _on_validation(_request: Request, error: Exception) -> Response:
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
-    """Starlette's own answers: no route, or no such method on it."""
+    """Starlette's own answers: no route, or no such method on it; and the edge's for a body that is too large."""
     assert isinstance(error, HTTPException)  # noqa: S101
     method, path = request.method, request.url.path[:200]
     if error.status_code == 405:  # noqa: PLR2004
@@ -117,4 +117,6 @@ async def _on_http(request: Request, error: Exception) -> Response:
         return response
     if error.status_code == 404:  # noqa: PLR2004
         return _response(errors.RouteNotFound(f"there is nothing at {path}; /docs lists what there is"))
+    if error.status_code == 413:  # noqa: PLR2004
+        return _response(errors.PayloadTooLarge(error.detail))
     return _response(errors.InvalidRequest(str(error.detail)))

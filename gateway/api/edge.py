@@ -1,4 +1,4 @@
-"""What every request passes first, as one pure ASGI layer: header limits, tokens, and a last net for errors.
+"""What every request passes first, as one pure ASGI layer: limits of size, tokens, and a last net for errors.
 
 uvicorn takes as many and as long header fields as a client cares to send; they are counted here. Roles: ``admin`` may do
 everything, ``node`` may read devices and their bytes, ``metrics`` may read /metrics. Health needs no token. Without any
@@ -12,6 +12,7 @@ import hmac
 from collections.abc import Sequence
 
 import structlog
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.api import problems
@@ -20,6 +21,8 @@ from gateway.errors import BlockgateError, Forbidden, HeadersTooLarge, Unauthent
 
 _MAX_FIELDS = 100
 _MAX_BYTES = 32768
+_MAX_BODY_BYTES = 1 << 20
+_UPLOADS = "/v1/artifacts/"
 _OPEN = frozenset({"/livez", "/readyz"})
 
 log = structlog.get_logger(__name__)
@@ -48,7 +51,9 @@ class Edge:
             _check_size(scope)
             if self._tokens:
                 self._check_token(scope)
-            await self._app(scope, receive, watched)
+            # Uploads have a limit of their own, and are not held in memory.
+            limited = receive if scope["path"].startswith(_UPLOADS) else _limit(receive)
+            await self._app(scope, limited, watched)
         except BlockgateError as error:
             if started:
                 raise
@@ -103,3 +108,19 @@ def _check_size(scope: Scope) -> None:
         raise HeadersTooLarge(
             f"at most {_MAX_FIELDS} header fields and {_MAX_BYTES} bytes of them are accepted"
         )
+
+
+def _limit(receive: Receive) -> Receive:
+    """``receive`` that raises once a body has become longer than any that is understood here."""
+    received = 0
+
+    async def limited() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > _MAX_BODY_BYTES:
+            # FastAPI takes any other kind of exception for a body that cannot be parsed.
+            raise HTTPException(413, f"a request body may have at most {_MAX_BODY_BYTES} bytes")
+        return message
+
+    return limited

@@ -114,7 +114,7 @@ class Gateway:
 
 
 @functools.cache
-def _catalog() -> bytes:
+def empty_catalog() -> bytes:
     """A migrated, empty catalog: making one takes longer than most tests."""
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(data_dir=Path(folder))
@@ -133,7 +133,7 @@ async def running(folder: Path, images: Path, **settings: Any) -> AsyncIterator[
     made = Settings(data_dir=folder / "data", oci_roots=(images.parent,), auth_files=(), **settings)
     if not made.data_dir.exists():
         made.data_dir.mkdir(parents=True)
-        (made.data_dir / "catalog.sqlite").write_bytes(_catalog())
+        (made.data_dir / "catalog.sqlite").write_bytes(empty_catalog())
         for name in ("cache", "layers", "artifacts", "locks"):
             (made.data_dir / name).mkdir()
     app = create_app(made)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -36,8 +37,11 @@ class LayerFolders:
     def try_lock(self, blob: str, index_id: str) -> int | None:
         """Become the one process that indexes this layer: a descriptor to close, or ``None`` when another is."""
         path = self.path(blob, index_id).with_suffix(".lock")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StorageError(f"{path} cannot be opened: {error.strerror}") from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -74,7 +78,8 @@ class FolderWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._zinfo.close()
+        with contextlib.suppress(OSError):  # a full disk refuses what is still buffered
+            self._zinfo.close()
         shutil.rmtree(self.work, ignore_errors=True)
 
     @property

@@ -96,24 +96,25 @@ class Registrar:
 
     async def _resume(self) -> None:
         for record in await self._catalog.all():
-            if record.state == "indexing" or (record.state in SERVING and record.verification == "verifying"):
+            if _unfinished(record):
                 self.begin(record)
 
     async def _own(self, record: DeviceRecord) -> None:
         path = self._locks / f"{record.uid}.registration"
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _lock(fd, path):
                 return
-            current = await self._catalog.get(record.name)
-            if current.uid == record.uid:
-                await self._run(current)
-        except DeviceNotFound:
-            return
+            try:
+                current = await self._catalog.get(record.name)
+                # What was read before may be old: another process may have finished it.
+                if current.uid == record.uid and _unfinished(current):
+                    await self._run(current)
+            except DeviceNotFound:
+                return
+            finally:
+                path.unlink(missing_ok=True)
         finally:
-            path.unlink(missing_ok=True)
             os.close(fd)
 
     async def _run(self, record: DeviceRecord) -> None:
@@ -141,6 +142,19 @@ class Registrar:
             )
         except StorageError as error:
             log.error("catalog", device=record.name, error=error.detail)
+
+
+def _unfinished(record: DeviceRecord) -> bool:
+    return record.state == "indexing" or (record.state in SERVING and record.verification == "verifying")
+
+
+def _lock(fd: int, path: Path) -> bool:
+    """Lock an open file unless somebody else has; the lock of a file that its last holder removed is nobody's."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return path.stat().st_ino == os.fstat(fd).st_ino
+    except (BlockingIOError, FileNotFoundError):
+        return False
 
 
 class _Registration:
@@ -175,7 +189,7 @@ class _Registration:
         await self._ready(chosen, segments, contents, "verified")
 
     async def prove(self, chosen: Chosen | None = None) -> None:
-        """The pass behind a device that is already being served; a registry that is down only delays it."""
+        """The pass behind a device that is already being served; a registry that is down or a full disk only delays it."""
         if chosen is None:
             assert self._record.image is not None  # noqa: S101 - a device that serves has one
             chosen = self._access.recall(self._record.image)
@@ -184,7 +198,7 @@ class _Registration:
             try:
                 await self._index_layers(chosen)
                 break
-            except UpstreamError as error:
+            except (UpstreamError, StorageError) as error:
                 log.warning("proof delayed", device=self._record.name, code=error.code, error=error.detail)
                 await asyncio.sleep(_PROOF_RETRY_SECONDS)
         await self._catalog.update(self._record, verification="verified", progress=None)

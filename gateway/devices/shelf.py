@@ -22,6 +22,7 @@ from gateway.errors import (
     DeviceFailed,
     DeviceNotReady,
     DeviceQuarantined,
+    RegistryUnreachable,
     StorageError,
 )
 from gateway.ingest.folder import LayerFolders
@@ -135,7 +136,10 @@ class Shelf:
                 local=local,
                 provisional_memory=None if proven else MemoryTier(_PROVISIONAL_MEMORY_BYTES),
             )
-            layer.on_health = partial(self._health, record)
+            layer.on_health = partial(self._health, record, layers)
+            if record.state == "degraded" and not local:
+                # Another process found that out, or this one before it was started anew: the next success is news.
+                layer.error = RegistryUnreachable(record.failure.detail if record.failure else "not known")
             layers.append(layer)
         return Device(record.name, record.segments, layers, self._store), indexes
 
@@ -162,10 +166,14 @@ class Shelf:
             # Reads that are under way finish: a blob closes when nobody reads it.
             self._spawn(held.device.aclose())
 
-    def _health(self, record: DeviceRecord, error: BlockgateError | None) -> None:
+    def _health(
+        self, record: DeviceRecord, layers: list[SpanLayer | None], error: BlockgateError | None
+    ) -> None:
         """A layer's source began or ceased to fail: say so in the catalog, if it is more than a passing trouble."""
         if error is not None and error.retryable:
             return
+        if error is None and any(one and one.error and not one.error.retryable for one in layers):
+            return  # another layer fails still
         self._spawn(self._set_health(record, error))
 
     async def _set_health(self, record: DeviceRecord, error: BlockgateError | None) -> None:

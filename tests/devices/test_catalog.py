@@ -20,14 +20,21 @@ from gateway.errors import DeviceExists, DeviceNotFound, StorageError
 SPEC = DeviceSpec.model_validate({"source": {"image": "oci:/x"}, "layer": {"index": 0}})
 OTHER = DeviceSpec.model_validate({"source": {"image": "oci:/y"}})
 SEGMENTS = [Segment("gzip", 0, 100, "sha256:aa", "gzip-1-v1"), Segment("zero", 100, 412)]
-IMAGE = ImageFacts("oci:/x", "sha256:bb", "linux/amd64", '{"config": {}}', [{"digest": "sha256:aa", "size": 5}])
+IMAGE = ImageFacts(
+    "oci:/x", "sha256:bb", "linux/amd64", '{"config": {}}', [{"digest": "sha256:aa", "size": 5}]
+)
 
 
 async def test_a_new_device_is_being_indexed(catalog):
     before = datetime.now(UTC)
     record, created = await catalog.create("one", SPEC)
     assert created
-    assert (record.name, record.spec, record.state, record.verification) == ("one", SPEC, "indexing", "unverified")
+    assert (record.name, record.spec, record.state, record.verification) == (
+        "one",
+        SPEC,
+        "indexing",
+        "unverified",
+    )
     assert before <= record.created_at <= datetime.now(UTC)
     assert (record.size, record.etag, record.segments, record.image) == (None, None, [], None)
     assert (record.progress, record.failure, record.contents) == (None, None, None)

@@ -48,7 +48,9 @@ async def make_store(tmp_path, executor):
     stores = []
 
     def make(memory=64 << 20, **options):
-        store = SpanStore(MemoryTier(memory), DiskTier(tmp_path / "cache", 64 << 20), locks, executor, **options)
+        store = SpanStore(
+            MemoryTier(memory), DiskTier(tmp_path / "cache", 64 << 20), locks, executor, **options
+        )
         stores.append(store)
         return store
 

@@ -103,7 +103,7 @@ def test_layers_lie_where_the_device_table_says(placement):
         length = min(slot.length, layer.size)
         expected = [Segment("gzip", slot.offset, length, layer.digest, "i")] if length else []
         assert [s for s in segments if s.digest == layer.digest] == expected
-        assert total(segments) >= slot.offset + length
+        assert not length or total(segments) >= slot.offset + length
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_the_entity_tag_names_content_and_arrangement_but_not_the_cut(pieces):
     tag = identity(segments)
     assert tag.startswith('"')
     assert tag.endswith('"')
-    other_cut = [p._replace(index_id="k") if hasattr(p, "_replace") else Piece(p.kind, p.size, p.digest, "k") for p in pieces]
+    other_cut = [Piece(p.kind, p.size, p.digest, "k") for p in pieces]
     assert identity(concatenate(other_cut)) == tag
     longer = [Piece(pieces[0].kind, pieces[0].size + 1, pieces[0].digest, "i"), *pieces[1:]]
     assert identity(concatenate(longer)) != tag

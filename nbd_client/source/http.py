@@ -188,7 +188,9 @@ class HttpSource:
         request = self._encode(at) + b"Range: bytes=%d-%d\r\n\r\n" % (offset, offset + length - 1)
         fresh = False
         while True:
-            connection = await pool.acquire(deadline, fresh=fresh)
+            connection = None if fresh else pool.take()
+            if connection is None:
+                connection = await pool.acquire(deadline, fresh=fresh)
             self.requests += 1
             try:
                 return await connection.fetch(request, judge, target, deadline)

@@ -250,6 +250,19 @@ async def test_a_device_that_is_served_by_another_process_is_not_taken_over(make
     await agent.detach("/dev/nbd0")
 
 
+async def test_a_device_that_nobody_reads_gives_its_memory_back_once(make_agent, kernel, server):
+    agent = make_agent()
+    await agent.attach(server.url)
+    held = agent._held[0]
+    await asyncio.to_thread(kernel.read, 0, 0, 65_536)
+    assert held.source.cached_bytes >= 65_536
+    assert [agent._rests(held) for _ in range(4)] == [False, True, False, False]
+    assert held.source.cached_bytes == 0
+    assert (await asyncio.to_thread(kernel.read, 0, 0, 512)).payload == CONTENT[:512]
+    assert [agent._rests(held) for _ in range(3)] == [False, True, False]
+    await agent.detach("/dev/nbd0")
+
+
 async def test_exports_come_and_go(make_agent, server, tmp_path):
     agent = make_agent()
     assert await agent.export(server.url, tmp_path / "s") == len(CONTENT)

@@ -102,6 +102,11 @@ class SpanTable:
             raise IndexError(offset)
         return bisect_right(self._out_starts, offset) - 1
 
+    def locate(self, offset: int) -> tuple[int, int, int]:
+        """``(index, out_start, out_stop)`` of the span that holds decoded byte ``offset``."""
+        index = self.find(offset)
+        return (index, *self.bounds(index))
+
     def bounds(self, index: int) -> tuple[int, int]:
         """``(out_start, out_stop)`` of a span, without unpacking the rest of it."""
         start = self._out_starts[index]

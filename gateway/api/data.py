@@ -44,7 +44,9 @@ class _CutShort(Exception):
 
 
 class DataEndpoint:
-    """ASGI application for the route."""
+    """ASGI application for the route. ``shelf`` is set when the services have opened, before any request."""
+
+    shelf: Shelf
 
     def __init__(self, counts: RequestCounts, *, private: bool, cors_origins: Sequence[str] = ()) -> None:
         self._counts = counts
@@ -69,7 +71,7 @@ class DataEndpoint:
         if wanted is None or scope["method"] != "GET" or self._origins:
             return None
         match = _ONE_RANGE.fullmatch(wanted)
-        device = scope["app"].state.services.shelf.peek(name)
+        device = self.shelf.peek(name)
         if match is None or device is None:
             return None
         start, stop = int(match[1]), int(match[2]) + 1
@@ -90,7 +92,7 @@ class DataEndpoint:
             *cors,
             (b"content-type", b"application/octet-stream"),
             (b"content-length", b"%d" % (stop - start)),
-            (b"content-range", content_range(start, stop, device.size).encode()),
+            (b"content-range", b"bytes %d-%d/%d" % (start, stop - 1, device.size)),
         ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -106,9 +108,8 @@ class DataEndpoint:
                     (b"access-control-allow-origin", origin),
                     (b"access-control-expose-headers", _EXPOSED),
                 ]
-            shelf: Shelf = scope["app"].state.services.shelf
             name = scope["path_params"]["name"]
-            device = shelf.peek(name) or await shelf.get(name)
+            device = self.shelf.peek(name) or await self.shelf.get(name)
             await self._serve(device, scope["method"], fields, cors, receive, send)
         except _CutShort:
             self._counts.cut_short += 1

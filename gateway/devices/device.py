@@ -81,17 +81,17 @@ class Device:
         if layer is None:
             return None
         segment = self._map.segments[number]
-        offset = segment.offset
-        span, begin, end = layer.table.locate(start - offset)
-        if stop - offset > min(end, segment.length):
+        first = start - segment.offset
+        length = stop - start
+        span, begin, end = layer.table.locate(first)
+        if first + length > min(end, segment.length):
             return None
         data = self._store.peek(layer, span)
         if data is None:
             return None
         layer.reads[span] += 1
-        self.served[Origin.MEMORY] += stop - start
-        begin += offset
-        return memoryview(data)[start - begin : stop - begin]
+        self.served[Origin.MEMORY] += length
+        return memoryview(data)[first - begin : first - begin + length]
 
     def expect(self, start: int, stop: int) -> None:
         """A request for ``[start, stop)`` is being answered: read ahead of it if it belongs to a stream."""

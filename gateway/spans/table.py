@@ -105,7 +105,8 @@ class SpanTable:
     def locate(self, offset: int) -> tuple[int, int, int]:
         """``(index, out_start, out_stop)`` of the span that holds decoded byte ``offset``."""
         index = self.find(offset)
-        return (index, *self.bounds(index))
+        stop = self._out_starts[index + 1] if index + 1 < self.count else self.size
+        return index, self._out_starts[index], stop
 
     def bounds(self, index: int) -> tuple[int, int]:
         """``(out_start, out_stop)`` of a span, without unpacking the rest of it."""

@@ -54,10 +54,12 @@ class _Application(FastAPI):
 def create_app(settings: Settings) -> FastAPI:
     """Build the application; its services open when its lifespan starts."""
     counts = RequestCounts()
+    data = DataEndpoint(counts, private=bool(settings.tokens), cors_origins=settings.cors_origins)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         services = app.state.services = await Services.open(settings)
+        data.shelf = services.shelf
         observation = app.state.observation = Observation(services, counts)
         try:
             await observation.start()
@@ -75,7 +77,6 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url="/docs",
         redoc_url=None,
     )
-    data = DataEndpoint(counts, private=bool(settings.tokens), cors_origins=settings.cors_origins)
     # A route like any other, but raw ASGI, and the edge goes to it directly: no framework layer is paid for per block.
     app.router.routes.insert(0, Route(DATA_PATH, data, methods=["GET", "HEAD"], include_in_schema=False))
     for router in _ROUTERS:

@@ -112,8 +112,10 @@ def cpu_seconds(pid: int) -> float:
 
 def fio(path: Path, arguments: list[str], limit: list[str]) -> dict:
     done = subprocess.run(
-        ["fio", "--name=job", "--ioengine=nbd", f"--uri=nbd+unix:///?socket={path}", "--output-format=json"]
-        + ["--norandommap", "--randrepeat=0", *arguments, *limit],
+        [
+            *("fio", "--name=job", "--ioengine=nbd", f"--uri=nbd+unix:///?socket={path}"),
+            *("--output-format=json", "--norandommap", "--randrepeat=0", *arguments, *limit),
+        ],
         capture_output=True,
         text=True,
         check=True,

@@ -137,13 +137,15 @@ class Session(asyncio.Protocol):
     # What the server calls.
 
     def finish(self) -> None:
-        """Begin nothing new; close when what is in flight is answered."""
+        """Take no more requests; close when all that arrived is answered."""
+        if self._handshake is not None:
+            self._close()
+            return
         self._finishing = True
-        while self._queue:
-            event = self._queue.popleft()
-            if isinstance(event, Read | Prefetch):
-                self._write(reply_header(event.cookie, Errno.ESHUTDOWN))
-        self._close_when_answered()
+        if self._transport is not None and not self._read_paused:
+            self._read_paused = True
+            self._transport.pause_reading()
+        self._pump()
 
     def abort(self) -> None:
         """Close at once."""
@@ -177,6 +179,10 @@ class Session(asyncio.Protocol):
         while queue and not self._write_paused and self._may_begin(queue[0]):
             self._begin(queue.popleft())
         transport = self._transport
+        if self._finishing:
+            if not queue and not self._in_flight_requests:
+                self._close()
+            return
         if transport is None or transport.is_closing():
             return
         should_pause = bool(queue) and (
@@ -241,9 +247,7 @@ class Session(asyncio.Protocol):
             # A defect of ours: the client still gets its answer, and nothing else is lost.
             log.error("reading %d+%d failed unexpectedly", request.offset, request.length, exc_info=error)
             self._fail(request, NodeError("unexpected failure"))
-        if self._finishing:
-            self._close_when_answered()
-        elif self._queue:
+        if self._queue or self._finishing:
             self._pump()
 
     def _deliver(self, request: Read, data: Bytes) -> None:
@@ -265,13 +269,9 @@ class Session(asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(data)
 
-    def _close_when_answered(self) -> None:
-        if not self._in_flight_requests:
-            self._close()
-
     def _close(self) -> None:
         self._finishing = True
-        if self._transport is not None:
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.close()  # after everything written was sent
 
 

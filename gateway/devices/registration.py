@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +58,10 @@ class Registrar:
         self._locks = locks
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._watch: asyncio.Task[None] | None = None
+        self.outcomes: Counter[str] = Counter()
+        """How registrations ended: ``ready``, ``failed``, ``quarantined``."""
+        self.integrity_failures: Counter[str] = Counter()
+        """By the error's code."""
         locks.mkdir(parents=True, exist_ok=True)
 
     async def start(self) -> None:
@@ -117,13 +122,18 @@ class Registrar:
                 await work.run()
             else:
                 await work.prove()
+            self.outcomes["ready"] += 1
         except BlockgateError as error:
             # What was proven wrong while it was being served is worse than a registration that failed.
             quarantine = work.serving and isinstance(error, IntegrityError | InvalidZinfo | InvalidLayer)
             state = "quarantined" if quarantine else "failed"
+            self.outcomes[state] += 1
+            if isinstance(error, IntegrityError):
+                self.integrity_failures[error.code] += 1
             log.error("registration", device=record.name, state=state, code=error.code, error=error.detail)
             await self._fail(record, state, Failure(error.code, error.detail))
         except Exception:
+            self.outcomes["failed"] += 1
             log.exception("registration", device=record.name)
             detail = "an unexpected error; the gateway's log has the details under this device's name"
             await self._fail(record, "failed", Failure("internal", detail))

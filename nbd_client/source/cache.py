@@ -51,7 +51,7 @@ class CacheReader:
 
     def prefetch(self, start: int, end: int) -> None:
         """Begin to fetch whatever of ``[start, end)`` is neither here nor on its way. Errors are dropped."""
-        for gap_start, gap_end in self._extents.gaps(start, end):
+        for gap_start, gap_end in self._extents.gaps(start, min(end, self._size)):
             for piece in range(gap_start, gap_end, _MAX_FETCH_BYTES):
                 self._begin(Extent(piece, min(piece + _MAX_FETCH_BYTES, gap_end)))
 

@@ -12,7 +12,7 @@ from math import inf
 from typing import Self
 
 from nbd_client import __version__
-from nbd_client.errors import NodeError, SourceChanged, SourceProtocolError, SourceRefused
+from nbd_client.errors import InvalidOption, NodeError, SourceChanged, SourceProtocolError, SourceRefused
 from nbd_client.source.connection import Judge, StaleConnection
 from nbd_client.source.pool import ConnectionPool
 from nbd_client.source.response import REDIRECTS, Head, Pin, check_range, named, pin_of
@@ -47,7 +47,10 @@ class _Refused(SourceRefused):
 class HttpSource:
     """Ranges of the content that ``url`` had when it was opened; other content is never mixed in."""
 
-    def __init__(self, target: Target, limits: HttpLimits) -> None:
+    def __init__(self, target: Target, limits: HttpLimits, token: str | None = None) -> None:
+        if token is not None and not (token.isascii() and token.isprintable()):
+            raise InvalidOption("BLOCKGATE_TOKEN has characters that no token has")
+        self._token = token
         self._origin = target
         self._target = target
         self._limits = limits
@@ -58,12 +61,20 @@ class HttpSource:
         self.requests = 0
 
     @classmethod
-    async def open(cls, url: str, limits: HttpLimits | None = None, *, pin: Pin | None = None) -> Self:
+    async def open(
+        cls,
+        url: str,
+        limits: HttpLimits | None = None,
+        *,
+        pin: Pin | None = None,
+        token: str | None = None,
+    ) -> Self:
         """Ask for byte 0, to learn size and validator. With ``pin``, it must still be that content.
 
+        ``token`` is a bearer token for the URL's own host and port: a redirect elsewhere does not get it.
         Raises ``InvalidUrl`` or ``SourceError``.
         """
-        source = cls(parse(url), limits or HttpLimits())
+        source = cls(parse(url), limits or HttpLimits(), token)
         try:
             await source.learn(pin)
         except BaseException:
@@ -197,6 +208,8 @@ class HttpSource:
                 "Accept: */*",
                 "Accept-Encoding: identity",
             ]
+            if self._token is not None and at.endpoint == self._origin.endpoint:
+                lines.append(f"Authorization: Bearer {self._token}")
             if self._pin is not None and self._pin.strong and self._pin.etag is not None:
                 lines.append(f"If-Match: {self._pin.etag.decode('latin-1')}")
             self._request_prefix = "".join(line + "\r\n" for line in lines).encode("latin-1")

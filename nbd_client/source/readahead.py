@@ -74,7 +74,7 @@ class Streams:
         return None
 
     def _advance(self, stream: _Stream, length: int) -> list[tuple[int, int]]:
-        share = self._policy.total_bytes // len(self._streams)
+        share = self._policy.total_bytes // len(self._streams)  # a total of 0: no readahead
         limit = min(stream.expected + min(stream.window, share), self._size)
         piece = max(min(self._policy.piece_bytes, stream.window // 2), length, 1)
         ranges: list[tuple[int, int]] = []

@@ -21,6 +21,8 @@ class SourceOptions:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     readahead: ReadaheadPolicy = field(default_factory=ReadaheadPolicy)
     cache_bytes: int = 64 << 20
+    token: str | None = field(default=None, repr=False)
+    """A bearer token for the URL's own host and port; a redirect elsewhere does not get it."""
 
 
 class Source:
@@ -68,7 +70,7 @@ async def open_source(url: str, options: SourceOptions | None = None, *, pin: Pi
     starts a server wants to know at once.
     """
     options = options or SourceOptions()
-    http = await HttpSource.open(url, options.http, pin=pin)
+    http = await HttpSource.open(url, options.http, pin=pin, token=options.token)
     if not http.size:
         await http.aclose()
         raise SourceRefused(f"{http.shown}: the content is empty")

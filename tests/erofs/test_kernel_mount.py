@@ -63,6 +63,7 @@ def base_layer() -> list[Member]:
         Member(b"n" * 200, content=b"long name"),
         Member(b"\xff\xfe\x80.bin", content=b"no text"),
         Member(b"link", LNK, 0o777, target=b"etc/passwd", mtime_ns=TIME + 5),
+        Member(b"link-of-any-mode", LNK, 0o644, target=b"link", mtime_ns=TIME),
         Member(b"longlink", LNK, 0o777, target=b"t/" * 300, mtime_ns=TIME),
         Member(b"longestlink", LNK, 0o777, target=b"u" * 4000, mtime_ns=TIME),
         Member(

@@ -152,7 +152,7 @@ async def test_nbdfuse_shows_it_as_a_file(export, tmp_path):
     process = await asyncio.create_subprocess_exec(nbdfuse, "-r", disk, "--unix", path)
     try:
         async with asyncio.timeout(20):
-            while not await asyncio.to_thread(disk.exists):
+            while not await asyncio.to_thread(disk.exists):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         assert await asyncio.to_thread(disk.read_bytes) == CONTENT
     finally:
@@ -162,10 +162,10 @@ async def test_nbdfuse_shows_it_as_a_file(export, tmp_path):
 
 async def test_nbd_client_lists_the_export(tmp_path):
     nbd_client = program("nbd-client", "nbd-client")
-    async with range_server(CONTENT) as server:
-        async with serving(server.url, "--tcp", "127.0.0.1:0", "--export-name", "disk") as process:
-            port = process.seen[-1].split()[-1]
-            done = await run(nbd_client, "-l", "127.0.0.1", port)
+    tcp = ("--tcp", "127.0.0.1:0", "--export-name", "disk")
+    async with range_server(CONTENT) as server, serving(server.url, *tcp) as process:
+        port = process.seen[-1].split()[-1]
+        done = await run(nbd_client, "-l", "127.0.0.1", port)
     assert "disk" in done.out.split(), done.out + done.err
 
 
@@ -183,7 +183,7 @@ async def test_a_failing_source_is_an_input_output_error_for_the_reader_never_ot
 
 
 async def test_sigterm_ends_it_cleanly_and_removes_the_socket(export):
-    server, path, process = export
+    path, process = export.path, export.process
     process.send_signal(signal.SIGTERM)
     assert await asyncio.wait_for(process.wait(), 10) == 0
     assert not path.exists()

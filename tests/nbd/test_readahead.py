@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,7 +48,7 @@ def test_reads_that_overtake_each_other_stay_one_stream():
     order = [0, 1, 2, 3, 5, 4, 7, 6, 9, 8, 11, 10]
     asked = [piece for n in order for piece in streams.observe(n * 128 * KIB, 128 * KIB)]
     covered = sorted(asked)
-    assert all(a[1] == b[0] for a, b in zip(covered, covered[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in pairwise(covered))
 
 
 def test_many_streams_share_the_budget():
@@ -87,4 +89,4 @@ def test_what_is_fetched_ahead_lies_in_the_device_and_within_the_window(reads, s
 @given(st.integers(1, 300 * KIB), st.integers(0, 100))
 def test_a_sequential_reader_never_has_a_range_fetched_twice_nor_one_left_out(length, count):
     asked = [piece for ranges in run([(n * length, length) for n in range(count)]) for piece in ranges]
-    assert all(a[1] == b[0] for a, b in zip(asked, asked[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in pairwise(asked))

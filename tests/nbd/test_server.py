@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import socket
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,13 @@ from nbd_client.server import NbdServer, errno_of
 from tests.support.nbdclient import nbd_client, open_socket
 
 CONTENT = random.Random(9).randbytes(3 << 20)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that no event tells; bounded."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
 
 
 class Memory:
@@ -189,8 +197,7 @@ async def test_a_client_that_never_reads_is_held_back_not_buffered_for(served, m
     async with nbd_client(path) as client:
         client.reader._transport.pause_reading()
         replies = [client.send(Command.READ, 0, len(CONTENT)) for _ in range(400)]
-        while server.counters.reads == 0:
-            await asyncio.sleep(0.001)
+        await until(lambda: server.counters.reads > 0)
         async with nbd_client(path) as other:
             for _ in range(50):
                 assert (await other.read(0, 16)).payload == CONTENT[:16]
@@ -200,14 +207,13 @@ async def test_a_client_that_never_reads_is_held_back_not_buffered_for(served, m
 
 
 async def test_what_is_in_flight_is_bounded_in_bytes(served, memory, monkeypatch):
-    server, path = served
+    _, path = served
     monkeypatch.setattr(server_module, "MAX_IN_FLIGHT_BYTES", 10_000)
     memory.cold.update(range(0, 100_000, 1000))
     async with nbd_client(path) as client:
         replies = [client.send(Command.READ, n * 1000, 1000) for n in range(100)]
         hot = client.send(Command.READ, 100_001, 10)
-        while memory.waiting < 10:
-            await asyncio.sleep(0.001)
+        await until(lambda: memory.waiting >= 10)
         assert memory.waiting == 10
         memory.gate.set()
         done = await asyncio.wait_for(asyncio.gather(*replies, hot), 20)
@@ -219,10 +225,8 @@ async def test_a_client_that_goes_away_while_it_waits_leaves_nothing_behind(serv
     memory.cold.add(0)
     async with nbd_client(path) as client:
         client.send(Command.READ, 0, 4096).add_done_callback(lambda f: f.exception())
-        while not memory.waiting:
-            await asyncio.sleep(0.001)
-    while server.connections:
-        await asyncio.sleep(0.001)
+        await until(lambda: memory.waiting > 0)
+    await until(lambda: not server.connections)
     memory.gate.set()
     async with nbd_client(path) as client:
         assert (await client.read(0, 16)).payload == CONTENT[:16]
@@ -234,8 +238,7 @@ async def test_stopping_answers_what_is_in_flight(memory, tmp_path):
     memory.cold.add(0)
     async with nbd_client(path) as client:
         slow = client.send(Command.READ, 0, 4096)
-        while not memory.waiting:
-            await asyncio.sleep(0.001)
+        await until(lambda: memory.waiting > 0)
         stopping = asyncio.create_task(server.aclose())
         await asyncio.sleep(0)
         memory.gate.set()
@@ -297,7 +300,7 @@ async def test_no_file_descriptor_leaks(memory, tmp_path):
         await server.aclose()
         for _ in range(3):
             await asyncio.sleep(0)
-        return len(os.listdir("/proc/self/fd"))
+        return len(list(Path("/proc/self/fd").iterdir()))  # noqa: ASYNC240
 
     first = await cycle()
     assert [await cycle() for _ in range(5)] == [first] * 5

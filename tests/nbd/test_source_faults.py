@@ -348,7 +348,7 @@ async def test_opening_an_empty_file_is_refused():
 async def test_a_closed_port_is_named():
     async with range_server(CONTENT) as server:
         url = server.url
-    with pytest.raises(SourceUnreachable, match="127.0.0.1"):
+    with pytest.raises(SourceUnreachable, match=r"127\.0\.0\.1"):
         await open_source(url, QUICK)
 
 

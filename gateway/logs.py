@@ -36,29 +36,40 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _events: deque[dict[str, Any]] = deque(maxlen=_EVENTS)
 
 
-REQUEST: ContextVar[list[tuple[bytes, bytes]] | None] = ContextVar("blockgate_request", default=None)
-"""Header fields of the request that is being answered; tasks that it starts inherit them. Nothing is looked up in them
-before a line is written: a request that writes none pays for nothing else."""
+class RequestContext:
+    """Who asked. Nothing is looked at before a line is written, so that a request without one costs nothing."""
+
+    __slots__ = ("_headers", "_id", "_trace", "status")
+
+    def __init__(self, headers: list[tuple[bytes, bytes]]) -> None:
+        self.status = 0
+        """Of the answer, once it has begun."""
+        self._headers = headers
+        self._id: str | None = None
+        self._trace: str | None = None
+
+    @property
+    def id(self) -> str:
+        """The client's X-Request-ID where it is a plain word, else a random one."""
+        if self._id is None:
+            given = self._header(b"x-request-id")
+            self._id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        return self._id
+
+    @property
+    def trace_id(self) -> str:
+        """The trace id of a valid ``traceparent``, else the empty string."""
+        if self._trace is None:
+            match = _TRACEPARENT.fullmatch(self._header(b"traceparent"))
+            self._trace = match[1] if match else ""
+        return self._trace
+
+    def _header(self, wanted: bytes) -> str:
+        return next((value.decode("latin-1") for name, value in self._headers if name == wanted), "")
 
 
-def request_id(headers: list[tuple[bytes, bytes]]) -> str:
-    """The client's X-Request-ID where it is a plain word, else a random one, which the fields keep."""
-    given = _field(headers, b"x-request-id")
-    if _REQUEST_ID.fullmatch(given):
-        return given
-    made = secrets.token_hex(8)
-    headers.insert(0, (b"x-request-id", made.encode()))
-    return made
-
-
-def trace_id(headers: list[tuple[bytes, bytes]]) -> str | None:
-    """The trace id of a valid ``traceparent``."""
-    match = _TRACEPARENT.fullmatch(_field(headers, b"traceparent"))
-    return match[1] if match else None
-
-
-def _field(headers: list[tuple[bytes, bytes]], wanted: bytes) -> str:
-    return next((value.decode("latin-1") for name, value in headers if name == wanted), "")
+REQUEST: ContextVar[RequestContext | None] = ContextVar("blockgate_request", default=None)
+"""The request that is being answered; tasks that it starts inherit it."""
 
 
 def configure(format_: str, level: str) -> None:
@@ -78,7 +89,10 @@ def configure(format_: str, level: str) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         cache_logger_on_first_use=True,
     )
-    renderer: Any = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
+    renderer: Any = structlog.processors.JSONRenderer()
+    if console:
+        # The default shows the variables of every frame: secrets among them, and seconds of rendering.
+        renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -106,12 +120,11 @@ def recent_events() -> list[dict[str, Any]]:
 
 
 def _name_request(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    headers = REQUEST.get()
-    if headers is not None:
-        event.setdefault("request_id", request_id(headers))
-        trace = trace_id(headers)
-        if trace is not None:
-            event.setdefault("trace_id", trace)
+    request = REQUEST.get()
+    if request is not None:
+        event.setdefault("request_id", request.id)
+        if request.trace_id:
+            event.setdefault("trace_id", request.trace_id)
     return event
 
 

@@ -20,7 +20,7 @@ class RequestCounts:
         self.in_flight = 0
         self.cut_short = 0
         self.ranges = Histogram()
-        """Answers of status 206 of the data route: nearly all there are."""
+        """Answers of one range of a device from memory: nearly all there are."""
         self.names: dict[Any, str] = {}
         """Route templates by endpoint, filled in when the application is complete; what is missing is ``other``."""
         self._answered: dict[tuple[str, Any, int], Histogram] = {}

@@ -50,7 +50,7 @@ class DiskTier:
         self.corrupt = 0
         self.evicted = 0
         self.used_bytes = 0
-        self._sharers = sharers
+        self.sharers = sharers
         self._written = 0
         self._room = 0
         self._lock = threading.Lock()
@@ -164,7 +164,7 @@ class DiskTier:
         files = self._files()
         self.used_bytes = sum(size for _, size, _ in files)
         self._written = 0
-        self._room = max(0, self.high_bytes - self.used_bytes) // self._sharers
+        self._room = max(0, self.high_bytes - self.used_bytes) // self.sharers
         return files
 
     def _account(self, size: int) -> None:
@@ -184,7 +184,7 @@ class DiskTier:
     def _evict(self) -> None:
         files = self._measure()
         # With others writing, a little is kept free: the last bytes would be measured again and again.
-        spare = 0 if self._sharers == 1 else self.high_bytes // 32
+        spare = 0 if self.sharers == 1 else self.high_bytes // 32
         if self.used_bytes <= self.high_bytes - spare:
             return
         for path, size, _ in sorted(files, key=lambda entry: entry[2]):
@@ -194,7 +194,7 @@ class DiskTier:
                 path.unlink()
                 self.evicted += 1
                 self.used_bytes -= size
-        self._room = max(0, self.high_bytes - self.used_bytes) // self._sharers
+        self._room = max(0, self.high_bytes - self.used_bytes) // self.sharers
 
     def _failed(self, error: OSError, temporary: Path) -> None:
         with contextlib.suppress(OSError):

@@ -187,7 +187,7 @@ def test_a_failure_in_mid_answer_ends_the_connection_short_and_never_pads(
         with gateway.http.stream("GET", "/v1/devices/app/data") as answer:
             assert answer.status_code == 200
             assert int(answer.headers["content-length"]) == len(small_tar)
-            with pytest.raises(httpx.RemoteProtocolError, match=r"peer closed connection|incomplete"):  # noqa: PT012
+            with pytest.raises(httpx.RemoteProtocolError, match=r"peer closed connection|incomplete"):
                 for piece in answer.iter_raw():
                     received += piece
     finally:

@@ -592,6 +592,30 @@ async def test_a_degraded_device_recovers_after_a_restart_too(rig):
     assert (record.state, record.failure) == ("ready", None)
 
 
+async def test_what_another_worker_found_out_about_the_source_is_corrected_by_any_worker(rig):
+    await ready(rig)
+    device = await rig.shelf.get("one")
+    await device.read(0, 10)
+    record = await rig.catalog.get("one")
+    await rig.catalog.update(record, state="degraded", failure=registration.Failure("blob_not_found", "gone"))
+    assert await rig.shelf.get("one") is device
+    await device.read(device.size - 10, 10)
+    await settle(rig)
+    record = await rig.catalog.get("one")
+    assert (record.state, record.failure) == ("ready", None)
+
+    # And the other way round: what fails here is said again after another worker found all well.
+    rig.blob.error = failure(errors.BlobNotFound, "gone")
+    for _ in range(2):
+        assert await rig.shelf.get("one") is device
+        with pytest.raises(errors.BlobNotFound):
+            await device.read(device.size // 2, 10)
+        await settle(rig)
+        record = await rig.catalog.get("one")
+        assert (record.state, record.failure.code) == ("degraded", "blob_not_found")
+        await rig.catalog.update(record, state="ready", failure=None)
+
+
 async def test_a_read_that_is_under_way_when_its_device_is_deleted_is_finished(rig):
     raw = content(300_000, 6)
     rig.source.layers.clear()

@@ -20,7 +20,7 @@ from gateway.api.connection import Connection
 from gateway.config import Settings
 from gateway.errors import ConfigurationError
 from gateway.logs import configure
-from gateway.services import prepared
+from gateway.services import prepared, sweep
 
 _GRACE_SECONDS = 30
 _BACKLOG = 2048
@@ -159,5 +159,6 @@ def _supervise(settings: Settings, sock: socket.socket) -> int:
             processes.remove(process)
             if not stopping:
                 log.error("worker ended", pid=process.pid, status=process.exitcode)
+                sweep(settings, process.pid)
                 start()
     return 0

@@ -48,10 +48,10 @@ class LayerFolders:
         """Remove an index that proved to be damaged; whoever has it open keeps what is mapped."""
         shutil.rmtree(self.path(blob, index_id), ignore_errors=True)
 
-    def sweep(self) -> int:
-        """Remove what killed processes left unfinished. Call while no other process works here."""
+    def sweep(self, pid: int | None = None) -> int:
+        """Remove what killed processes left unfinished: all of them, while no other works here, or the one of that id."""
         removed = 0
-        for path in self.root.glob(f"*/*{_TEMPORARY}"):
+        for path in self.root.glob(f"*/*{_TEMPORARY}" if pid is None else f"*/*.{pid}.*{_TEMPORARY}"):
             shutil.rmtree(path, ignore_errors=True)
             removed += 1
         return removed

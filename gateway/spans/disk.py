@@ -139,10 +139,10 @@ class DiskTier:
             self._measure()
             return self.used_bytes
 
-    def sweep(self) -> int:
-        """Remove temporary files that a killed process left. Call while no other process writes here."""
+    def sweep(self, pid: int | None = None) -> int:
+        """Remove temporary files of killed processes: of all, while no other writes here, or of the one of that id."""
         removed = 0
-        for path in self.folder.glob(f"*/*/*{_TEMPORARY}"):
+        for path in self.folder.glob(f"*/*/*{_TEMPORARY}" if pid is None else f"*/*/*.{pid}.*{_TEMPORARY}"):
             with contextlib.suppress(OSError):
                 path.unlink()
                 removed += 1

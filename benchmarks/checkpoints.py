@@ -1,6 +1,6 @@
 """Building checkpoints against ``gzip -dc``: CPU time on the same file, in turns, ratio of medians.
 
-python benchmarks/checkpoints.py FILE.tar.gz [--span-size BYTES] [--rounds N]
+python -m benchmarks.checkpoints FILE.tar.gz [--span-size BYTES] [--rounds N]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Inflating spans: this project's ``inflate_span`` against stdlib zlib and bare libisal, same spans.
 
-    python benchmarks/inflate.py [FILE.tar.gz] [--span-size BYTES] [--rounds N]
+    python -m benchmarks.inflate [FILE.tar.gz] [--span-size BYTES] [--rounds N]
 
 Without a file, a tar.gz of Python's standard library is made in memory. Contenders take turns on every span
 group, so that a busy machine slows all of them; printed are ratios of medians of CPU time.
@@ -14,18 +14,23 @@ from __future__ import annotations
 
 import argparse
 import io
-import statistics
 import sysconfig
 import tarfile
 import time
 import zlib
+from functools import partial
 from pathlib import Path
 
 from isal import igzip_lib
 
+from benchmarks.report import Row, in_turns
 from gateway.gzran import span, zinfo
 from gateway.gzran.checkpoints import CheckpointBuilder
 from gateway.gzran.inflate import byte_aligned, inflate_span
+
+NOTES = (
+    "target 1: zlib and libisal get input that was aligned to whole bytes beforehand, and check nothing",
+)
 
 
 def standard_library_tar_gz():
@@ -78,6 +83,32 @@ def with_inflate_span(_whole, compressed, bits, window, length, first):
 CONTENDERS = {"zlib": with_zlib, "libisal": with_libisal, "inflate_span": with_inflate_span}
 
 
+def measure(blob, span_size, rounds):
+    """Medians of CPU seconds per contender for the whole blob, the number of spans, and decoded bytes."""
+    table, size = index(blob, span_size)
+    work = [(byte_aligned(s[0], s[1]), *s) for s in spans(blob, table, size)]
+
+    def timed(run):
+        started = time.thread_time()
+        for item in work:
+            run(*item)
+        return time.thread_time() - started
+
+    medians = in_turns({name: partial(timed, run) for name, run in CONTENDERS.items()}, rounds)
+    return medians, table.n, size
+
+
+def against_targets(blob, rounds):
+    """Target 1, for the table of all targets."""
+    medians, _, size = measure(blob, 1 << 20, rounds)
+    detail = ", ".join(f"{name} {size / seconds / 1e6:.0f} MB/s" for name, seconds in medians.items())
+    ours = medians["inflate_span"]
+    return [
+        Row(1, "span inflate vs stdlib zlib, per CPU second", medians["zlib"] / ours, "≥2", "x", detail),
+        Row(1, "span inflate vs bare libisal, per CPU second", medians["libisal"] / ours, "≥0.95", "x"),
+    ]
+
+
 def main():
     arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     arguments.add_argument("file", nargs="?", type=Path)
@@ -85,17 +116,8 @@ def main():
     arguments.add_argument("--rounds", type=int, default=15)
     options = arguments.parse_args()
     blob = options.file.read_bytes() if options.file else standard_library_tar_gz()
-    table, size = index(blob, options.span_size)
-    work = [(byte_aligned(s[0], s[1]), *s) for s in spans(blob, table, size)]
-    times = {name: [] for name in CONTENDERS}
-    for _ in range(options.rounds):
-        for name, run in CONTENDERS.items():
-            started = time.thread_time()
-            for item in work:
-                run(*item)
-            times[name].append(time.thread_time() - started)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    print(f"{table.n} spans of {options.span_size} bytes, {size / 1e6:.1f} MB, {options.rounds} rounds")
+    medians, count, size = measure(blob, options.span_size, options.rounds)
+    print(f"{count} spans of {options.span_size} bytes, {size / 1e6:.1f} MB, {options.rounds} rounds")
     for name, median in medians.items():
         print(
             f"{name:>13}  {size / median / 1e6:7.0f} MB per CPU second"

@@ -54,6 +54,23 @@ class Artifacts:
             )
         return path
 
+    def verified(self, digest: str) -> Path:
+        """The file, read in full and found to have its digest; blocking.
+
+        Raises ``ArtifactNotFound``, or ``StorageError`` when the disk changed it.
+        """
+        path = self.find(digest)
+        try:
+            with path.open("rb") as file:
+                actual = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        except OSError as error:
+            raise StorageError(f"the artifact {digest} cannot be read: {error.strerror}") from error
+        if actual != digest:
+            raise StorageError(
+                f"the artifact {digest} is damaged in the data folder; upload it again with PUT /v1/artifacts/{digest}"
+            )
+        return path
+
     async def put(self, digest: str, body: AsyncIterator[bytes]) -> bool:
         """Store an upload; ``False`` when it was there already.
 

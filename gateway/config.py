@@ -39,6 +39,8 @@ class _Section(BaseModel):
 class CredentialEntry(_Section):
     """Credentials that registrations name; a password or an identity token."""
 
+    hosts: Annotated[tuple[str, ...], Field(min_length=1)]
+    """The registries (``host[:port]``) that these may be sent to: whoever registers a device chooses the registry."""
     username: str = ""
     password: SecretStr | None = None
     identity_token: SecretStr | None = None
@@ -98,6 +100,10 @@ class Settings(BaseSettings):
         None,
         description="docker config.json and podman auth.json files; default is where those programs look",
     )
+    insecure_registries: tuple[str, ...] = Field(
+        (),
+        description="Registries (`host[:port]`) that are spoken to over plain HTTP whatever a registration says",
+    )
     allow_addresses: tuple[str, ...] = Field(
         (),
         description="Hosts, host:port or networks that realms and redirects may lead to though they are not public",
@@ -106,6 +112,9 @@ class Settings(BaseSettings):
         default_factory=dict, description="Mirrors by registry, tried in order before the registry itself"
     )
     registry_attempt_seconds: float = Field(10.0, gt=0, description="Deadline of one request to a registry")
+    registry_min_bytes_per_second: float = Field(
+        16384.0, gt=0, description="A registry that sends slower than this is given up and asked again"
+    )
     registry_deadline_seconds: float = Field(
         25.0, gt=0, description="Deadline of a range with all its retries"
     )

@@ -56,6 +56,7 @@ A leaf says what happened (its ``code`` is stable and documented), whether tryin
     │   ├── SpanMismatch               digest or length of a span
     │   └── ChainMismatch              a span's tail is not the next checkpoint's window
     └── StorageError                   the data folder or the database failed
+        └── IndexDamaged               a layer's local index is not what the pass wrote; it is being made again
 """
 
 from __future__ import annotations
@@ -278,6 +279,10 @@ class ChainMismatch(IntegrityError):
 class StorageError(BlockgateError):
     code = "storage"
     retryable = True
+
+
+class IndexDamaged(StorageError):
+    code = "index_damaged"
 
 
 def leaves(root: type[BlockgateError] = BlockgateError) -> Iterator[type[BlockgateError]]:

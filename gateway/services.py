@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -14,13 +17,16 @@ from gateway.devices.catalog import Catalog, Generation, migrate
 from gateway.devices.registration import Registrar
 from gateway.devices.shelf import Shelf
 from gateway.devices.spec import DeviceSpec
-from gateway.errors import StorageError
+from gateway.errors import ConfigurationError, StorageError
 from gateway.ingest.folder import LayerFolders
 from gateway.ingest.ingest import Ingest
+from gateway.locks import try_lock
+from gateway.registry.blob import MinimumRate
 from gateway.registry.client import Registries
 from gateway.registry.credentials import Credentials, CredentialStore, default_auth_files
 from gateway.registry.guard import AllowList
 from gateway.registry.layout import LayoutSource
+from gateway.registry.observe import CountingObserver
 from gateway.registry.reference import parse_reference
 from gateway.registry.retry import RetryPolicy
 from gateway.registry.sources import ImageSources
@@ -31,10 +37,11 @@ from gateway.spans.memory import MemoryTier
 from gateway.spans.store import SpanStore
 
 
-def prepare(settings: Settings) -> None:
-    """Once per gateway, before any worker: make the folders, migrate the catalog, sweep what a crash left.
+@contextmanager
+def prepared(settings: Settings) -> Iterator[None]:
+    """Around a gateway's life, in its first process: make the folders, migrate the catalog, sweep what a crash left.
 
-    Raises ``StorageError``.
+    Raises ``StorageError``, and ``ConfigurationError`` when another gateway uses the data folder.
     """
     root = settings.data_dir
     try:
@@ -45,10 +52,19 @@ def prepare(settings: Settings) -> None:
         raise StorageError(
             f"the data folder {root} cannot be used: {error.strerror}; choose one with --data-dir"
         ) from error
-    migrate(settings.catalog_url)
-    LayerFolders(root / "layers").sweep()
-    Artifacts(root / "artifacts", max_bytes=0).sweep()
-    DiskTier(root / "cache", settings.disk_cache).sweep()
+    lock = try_lock(root / "locks" / "gateway")
+    if lock is None:
+        raise ConfigurationError(
+            f"another gateway uses the data folder {root}; choose another with --data-dir"
+        )
+    with lock:
+        migrate(settings.catalog_url)
+        # What earlier workers counted ends with them, so that all counters begin at 0 together.
+        shutil.rmtree(root / "run", ignore_errors=True)
+        LayerFolders(root / "layers").sweep()
+        Artifacts(root / "artifacts", max_bytes=0).sweep()
+        DiskTier(root / "cache", settings.disk_cache).sweep()
+        yield
 
 
 @dataclass
@@ -62,6 +78,7 @@ class Services:
     shelf: Shelf
     registrar: Registrar
     sources: ImageSources
+    upstream: CountingObserver
     _executor: ThreadPoolExecutor
     _locks: SpanLocks
 
@@ -82,7 +99,8 @@ class Services:
             concurrent_fetches=settings.concurrent_fetches,
             flying_limit_bytes=settings.max_fetching,
         )
-        sources = _sources(settings)
+        upstream = CountingObserver()
+        sources = _sources(settings, upstream)
         registrar = Registrar(
             catalog,
             Ingest(folders, executor, span_size=settings.span_size),
@@ -91,7 +109,10 @@ class Services:
             root / "locks",
         )
         shelf = Shelf(catalog, store, folders, artifacts, sources)
-        services = cls(settings, catalog, artifacts, store, shelf, registrar, sources, executor, locks)
+        shelf.on_reindex = registrar.begin
+        services = cls(
+            settings, catalog, artifacts, store, shelf, registrar, sources, upstream, executor, locks
+        )
         await registrar.start()
         return services
 
@@ -113,19 +134,22 @@ class Services:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _sources(settings: Settings) -> ImageSources:
+def _sources(settings: Settings, observer: CountingObserver) -> ImageSources:
     files = settings.auth_files if settings.auth_files is not None else default_auth_files(environment())
     named = {
-        name: Credentials(entry.username, entry.password, entry.identity_token)
+        name: Credentials(entry.username, entry.password, entry.identity_token, hosts=entry.hosts)
         for name, entry in settings.credentials.items()
     }
     registries = Registries(
         store=CredentialStore(files, named),
         transport=Transport(allowed=AllowList(settings.allow_addresses)),
+        insecure_hosts=settings.insecure_registries,
         mirrors=settings.mirrors,
+        minimum_rate=MinimumRate(bytes_per_second=settings.registry_min_bytes_per_second),
         policy=RetryPolicy(
             attempt_seconds=settings.registry_attempt_seconds,
             deadline_seconds=settings.registry_deadline_seconds,
         ),
+        observer=observer,
     )
     return ImageSources(registries, LayoutSource(settings.oci_roots))

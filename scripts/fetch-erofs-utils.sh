@@ -14,10 +14,11 @@ mkdir -p "$dir"
 dir=$(cd "$dir" && pwd)
 [ -x "$dir/bin/mkfs.erofs" ] && exit 0
 
+# apt knows its mirror in whatever file and form its sources are.
+# shellcheck disable=SC1091,SC2016 # the system's file; apt's own field
 mirror=$(
-    cat /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null |
-        awk '$1 == "URIs:" { print $2; exit }
-             $1 == "deb" { for (i = 2; i <= NF; i++) if ($i ~ /:\/\//) { print $i; exit } }'
+    . /etc/os-release
+    apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' "Release: $VERSION_CODENAME" | sed -n 1p
 )
 [ -n "$mirror" ] || { echo "fetch-erofs-utils: no Debian mirror in apt's sources" >&2; exit 1; }
 

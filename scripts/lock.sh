@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 uv=$(command -v uv || true)
 if [ -z "$uv" ]; then
   scripts/venv.sh test
-  quietly .venv/bin/python -m pip install --disable-pip-version-check --no-input -q uv || die "pip could not install uv"
+  quietly .venv/bin/python -m pip install --disable-pip-version-check --no-input uv || die "pip could not install uv"
   uv=.venv/bin/uv
 fi
 # The lock names packages and versions, and nowhere where they come from.

@@ -73,6 +73,6 @@ for stamp in "$extra" test; do
   if [ "$(cat "$venv/.installed-$stamp" 2>/dev/null)" = "$sum" ]; then exit 0; fi
 done
 say "Installing blockgate[$extra] into $venv"
-quietly "$venv/bin/python" -m pip install --disable-pip-version-check --no-input -q -c "$lock" -e ".[$extra]" ||
+quietly "$venv/bin/python" -m pip install --disable-pip-version-check --no-input -c "$lock" -e ".[$extra]" ||
   die "pip could not install blockgate[$extra], see above"
 echo "$sum" >"$venv/.installed-$extra"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
@@ -51,15 +52,17 @@ async def upload(digest: Digest, request: Request, response: Response) -> Artifa
     response_class=FileResponse,
     responses={
         200: {"content": {"application/octet-stream": {}}, "description": "The artifact's bytes"},
-        **responses(errors.InvalidRequest, errors.ArtifactNotFound),
+        **responses(errors.InvalidRequest, errors.ArtifactNotFound, errors.StorageError),
     },
 )
 @router.head("/{digest}", response_class=Response, responses=responses(errors.ArtifactNotFound))
 async def download(digest: Digest, request: Request) -> Response:
-    """An artifact's bytes. Their digest is the entity tag."""
-    path = _services(request).artifacts.find(digest)
+    """An artifact's bytes. Their digest is the entity tag, so they are checked before any of them is sent."""
+    artifacts = _services(request).artifacts
+    path = artifacts.find(digest)
     headers = {"etag": f'"{digest}"', "cache-control": "max-age=31536000, immutable", "accept-ranges": "none"}
     if request.method == "HEAD":
         headers |= {"content-length": str(path.stat().st_size), "content-type": "application/octet-stream"}
         return Response(headers=headers)
+    await asyncio.to_thread(artifacts.verified, digest)
     return FileResponse(path, headers=headers, media_type="application/octet-stream")

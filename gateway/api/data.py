@@ -20,6 +20,7 @@ from gateway.api.edge import answer
 from gateway.devices.device import Device
 from gateway.devices.shelf import Shelf
 from gateway.errors import BlockgateError, InvalidRequest, PreconditionFailed, RangeNotSatisfiable
+from gateway.observe.requests import RequestCounts
 from gateway.ranges import Range, Verdict, content_range, evaluate, parse_range, unsatisfied_range
 from gateway.reader import Bytes
 
@@ -32,10 +33,15 @@ log = structlog.get_logger(__name__)
 Headers = list[tuple[bytes, bytes]]
 
 
+class _CutShort(Exception):
+    """The answer had begun when its next part could not be had."""
+
+
 class DataEndpoint:
     """ASGI application for the route."""
 
-    def __init__(self, *, private: bool, cors_origins: Sequence[str] = ()) -> None:
+    def __init__(self, counts: RequestCounts, *, private: bool, cors_origins: Sequence[str] = ()) -> None:
+        self._counts = counts
         audience = b"private" if private else b"public"
         self._common: Headers = [
             (b"accept-ranges", b"bytes"),
@@ -60,6 +66,8 @@ class DataEndpoint:
             name = scope["path_params"]["name"]
             device = shelf.peek(name) or await shelf.get(name)
             await self._serve(device, scope["method"], fields, cors, receive, send)
+        except _CutShort:
+            self._counts.cut_short += 1
         except RangeNotSatisfiable as error:
             if device is not None:
                 cors.append((b"content-range", unsatisfied_range(device.size).encode()))
@@ -206,6 +214,7 @@ async def _send_stream(
         log.error(
             "read failed after the answer began", device=device.name, code=error.code, error=error.detail
         )
+        raise _CutShort from error
     finally:
         gone.cancel()
         close: Any = getattr(pieces, "aclose", None)

@@ -109,11 +109,12 @@ async def events(name: Name, request: Request) -> StreamingResponse:
     The stream ends by itself once the device has reached a state that does not change on its own.
     """
     record = await _services(request).catalog.get(name)
-    stream = _follow(_services(request), record, _base(request))
+    stream = _follow(request, record)
     return StreamingResponse(stream, media_type="text/event-stream", headers={"cache-control": "no-store"})
 
 
-async def _follow(services: Services, record: DeviceRecord, base_url: str) -> AsyncIterator[str]:
+async def _follow(request: Request, record: DeviceRecord) -> AsyncIterator[str]:
+    services, base_url = _services(request), _base(request)
     shown = ""
     quiet = 0
     uid = record.uid
@@ -126,6 +127,8 @@ async def _follow(services: Services, record: DeviceRecord, base_url: str) -> As
             yield ": still here\n\n"
             quiet = 0
         if record.state != "indexing" and record.verification != "verifying":
+            return
+        if getattr(request.app.state, "draining", False):
             return
         quiet += 1
         await asyncio.sleep(_EVENT_SECONDS)

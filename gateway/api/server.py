@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -13,50 +14,18 @@ from types import FrameType
 
 import structlog
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.api.app import create_app
+from gateway.api.connection import Connection
 from gateway.config import Settings
 from gateway.errors import ConfigurationError
 from gateway.logs import configure
-from gateway.services import prepare
+from gateway.services import prepared
 
-_HEADER_SECONDS = 10.0
 _GRACE_SECONDS = 30
 _BACKLOG = 2048
 
 log = structlog.get_logger(__name__)
-
-
-class _Protocol(HttpToolsProtocol):
-    """Closes connections whose request head does not arrive in time; uvicorn waits for ever."""
-
-    _timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._arm()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._disarm()
-        super().connection_lost(exc)
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        if self._timer is None:
-            self._arm()
-
-    def on_headers_complete(self) -> None:
-        self._disarm()
-        super().on_headers_complete()
-
-    def _arm(self) -> None:
-        self._timer = self.loop.call_later(_HEADER_SECONDS, self.transport.close)
-
-    def _disarm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
 
 class _Server(uvicorn.Server):
@@ -84,7 +53,11 @@ def serve(settings: Settings) -> int:
     """
     check_exposure(settings)
     sock = _listen(settings)
-    prepare(settings)
+    with sock, prepared(settings):
+        return _run(settings, sock)
+
+
+def _run(settings: Settings, sock: socket.socket) -> int:
     host, port = sock.getsockname()[:2]
     log.info(
         "listening",
@@ -112,10 +85,12 @@ def check_exposure(settings: Settings) -> None:
 
 def run_worker(settings: Settings, sock: socket.socket) -> None:
     """One serving process."""
+    if multiprocessing.parent_process() is not None:
+        _end_with_parent()
     configure(settings.log_format, settings.log_level)
     config = uvicorn.Config(
         create_app(settings),
-        http=_Protocol,
+        http=Connection,
         loop="uvloop",
         ws="none",
         lifespan="on",
@@ -129,6 +104,14 @@ def run_worker(settings: Settings, sock: socket.socket) -> None:
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
     _Server(config, settings.drain_seconds).run(sockets=[sock])
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end this worker when its supervisor dies without a word (prctl(2), PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid != os.getppid():
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -37,7 +37,7 @@ def add(
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait until it is ready")] = False,
     gateway: Gateway = None,
     as_json: Json = False,
-) -> int:
+) -> None:
     """Register a device and wait until it can be read."""
     if layer is not None and blob is not None:
         raise InvalidRequest("give --layer or --blob, not both")
@@ -70,7 +70,6 @@ def add(
             _print(device)
         if device["state"] in ("failed", "quarantined"):
             raise BlockgateError(f"device {name} is {device['state']}: {device['error']['detail']}")
-    return 0
 
 
 @app.command("ls")

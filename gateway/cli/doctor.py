@@ -33,7 +33,7 @@ def doctor(
     config: Annotated[Path | None, typer.Option(help="TOML file to check")] = None,
     gateway: Gateway = None,
     as_json: Json = False,
-) -> int:
+) -> None:
     """Look at what the gateway needs; exit status 1 when something that it cannot do without is missing."""
     checks = list(_checks(config, gateway))
     if as_json:
@@ -43,7 +43,8 @@ def doctor(
             ["", "CHECK", ""],
             [["ok" if check.ok else "MISSING", check.name, check.detail] for check in checks],
         )
-    return 0 if all(check.ok for check in checks) else 1
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
 
 
 def _checks(config: Path | None, url: str | None) -> Iterator[Check]:

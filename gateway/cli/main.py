@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
-import click
 import typer
 
 from gateway import __version__
@@ -50,13 +49,10 @@ def root(
 def main() -> int:
     """Run the command line; returns the exit status."""
     try:
-        result = app(standalone_mode=False)
-    except click.exceptions.Abort:
-        fail("interrupted")
-        return 130
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        app()
+    except SystemExit as ending:
+        # Typer's own: --help, wrong usage (2), interrupted (130), typer.Exit.
+        return ending.code if isinstance(ending.code, int) else int(ending.code is not None)
     except BlockgateError as error:
         fail(error.detail)
         return 2 if isinstance(error, _USAGE) else 1
@@ -64,7 +60,7 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    return result if isinstance(result, int) else 0
+    return 0
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def serve(
     oci_root: Annotated[
         list[Path] | None, typer.Option(help="Folder below which OCI layouts may be registered; repeatable")
     ] = None,
-) -> int:
+) -> None:
     """Run the gateway."""
     settings = load(
         config,
@@ -38,4 +38,4 @@ def serve(
         oci_roots=tuple(root.absolute() for root in oci_root) if oci_root else None,
     )
     configure(settings.log_format, settings.log_level)
-    return server.serve(settings)
+    raise typer.Exit(server.serve(settings))

@@ -65,7 +65,9 @@ class Device:
                 continue
             data = self._store.peek(want.layer, want.span)
             if data is None:
+                self._forget_reads(start, want)
                 return None
+            want.layer.reads[want.span] += 1
             pieces.append(memoryview(data)[want.start : want.stop])
         self.served[Origin.MEMORY] += stop - start
         return pieces
@@ -104,13 +106,16 @@ class Device:
                 return
             want, future = ahead.popleft()
             if want.layer is None:
+                self.served[Origin.MEMORY] += want.stop - want.start
                 yield _ZEROS[: want.stop - want.start]
                 continue
             ahead_bytes -= want.layer.table.span(want.span).out_length
-            data, origin = (
-                await asyncio.shield(future) if future else await self._store.read(want.layer, want.span)
-            )
+            if future is None:
+                data, origin = await self._store.read(want.layer, want.span, patient=True)
+            else:
+                data, origin = await asyncio.shield(future)
             self.served[origin] += want.stop - want.start
+            want.layer.reads[want.span] += 1
             yield memoryview(data)[want.start : want.stop]
 
     async def read(self, offset: int, length: int) -> Bytes:
@@ -126,6 +131,14 @@ class Device:
         for layer in self.layers:
             if layer is not None:
                 await layer.source.aclose()
+
+    def _forget_reads(self, start: int, missing: _Want) -> None:
+        """The reads before ``missing`` were counted, but all will be read once more."""
+        for want in self._wants(start, self.size):
+            if want.layer is missing.layer and want.span == missing.span:
+                return
+            if want.layer is not None:
+                want.layer.reads[want.span] -= 1
 
     def _wants(self, start: int, stop: int) -> Iterator[_Want]:
         if start >= stop:

@@ -7,9 +7,8 @@ looks next goes on: finished layer indexes are found, an unfinished pass begins 
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import os
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +34,7 @@ from gateway.errors import (
 from gateway.ingest.ingest import Ingest
 from gateway.ingest.layer_pass import Promise
 from gateway.ingest.metadata import BuiltMetadata, build_in_process
+from gateway.locks import try_lock
 from gateway.registry.source import Layer
 from gateway.spans.index import TOC, LayerIndex, index_id
 
@@ -58,6 +58,10 @@ class Registrar:
         self._locks = locks
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._watch: asyncio.Task[None] | None = None
+        self.outcomes: Counter[str] = Counter()
+        """How registrations ended: ``ready``, ``failed``, ``quarantined``."""
+        self.integrity_failures: Counter[str] = Counter()
+        """By the error's code."""
         locks.mkdir(parents=True, exist_ok=True)
 
     async def start(self) -> None:
@@ -100,22 +104,17 @@ class Registrar:
                 self.begin(record)
 
     async def _own(self, record: DeviceRecord) -> None:
-        path = self._locks / f"{record.uid}.registration"
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            if not _lock(fd, path):
-                return
+        lock = try_lock(self._locks / f"{record.uid}.registration")
+        if lock is None:
+            return
+        with lock:
             try:
                 current = await self._catalog.get(record.name)
-                # What was read before may be old: another process may have finished it.
-                if current.uid == record.uid and _unfinished(current):
-                    await self._run(current)
             except DeviceNotFound:
                 return
-            finally:
-                path.unlink(missing_ok=True)
-        finally:
-            os.close(fd)
+            # What was read before may be old: another process may have finished it.
+            if current.uid == record.uid and _unfinished(current):
+                await self._run(current)
 
     async def _run(self, record: DeviceRecord) -> None:
         work = _Registration(self._catalog, self._ingest, self._artifacts, self._sources, record)
@@ -124,13 +123,18 @@ class Registrar:
                 await work.run()
             else:
                 await work.prove()
+            self.outcomes["ready"] += 1
         except BlockgateError as error:
             # What was proven wrong while it was being served is worse than a registration that failed.
             quarantine = work.serving and isinstance(error, IntegrityError | InvalidZinfo | InvalidLayer)
             state = "quarantined" if quarantine else "failed"
+            self.outcomes[state] += 1
+            if isinstance(error, IntegrityError):
+                self.integrity_failures[error.code] += 1
             log.error("registration", device=record.name, state=state, code=error.code, error=error.detail)
             await self._fail(record, state, Failure(error.code, error.detail))
         except Exception:
+            self.outcomes["failed"] += 1
             log.exception("registration", device=record.name)
             detail = "an unexpected error; the gateway's log has the details under this device's name"
             await self._fail(record, "failed", Failure("internal", detail))
@@ -146,15 +150,6 @@ class Registrar:
 
 def _unfinished(record: DeviceRecord) -> bool:
     return record.state == "indexing" or (record.state in SERVING and record.verification == "verifying")
-
-
-def _lock(fd: int, path: Path) -> bool:
-    """Lock an open file unless somebody else has; the lock of a file that its last holder removed is nobody's."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return path.stat().st_ino == os.fstat(fd).st_ino
-    except (BlockingIOError, FileNotFoundError):
-        return False
 
 
 class _Registration:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import weakref
+from collections import Counter
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -22,6 +25,7 @@ from gateway.errors import (
     DeviceFailed,
     DeviceNotReady,
     DeviceQuarantined,
+    IndexDamaged,
     RegistryUnreachable,
     StorageError,
 )
@@ -29,7 +33,7 @@ from gateway.ingest.folder import LayerFolders
 from gateway.spans.index import LayerIndex
 from gateway.spans.layer import SpanLayer
 from gateway.spans.memory import MemoryTier
-from gateway.spans.store import SpanStore
+from gateway.spans.store import Origin, SpanStore
 
 _PROVISIONAL_MEMORY_BYTES = 64 << 20
 
@@ -61,8 +65,11 @@ class Shelf:
         self._artifacts = artifacts
         self._sources = sources
         self._open: dict[str, _Open] = {}
-        self._opening = asyncio.Lock()
+        self._opening: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self.on_reindex: Callable[[DeviceRecord], None] = lambda _record: None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closing: list[dict[Origin, int]] = []
+        self._closed: Counter[Origin] = Counter()
 
     def peek(self, name: str) -> Device | None:
         """The device if it is open and nothing has changed; never waits."""
@@ -79,7 +86,7 @@ class Shelf:
         device = self.peek(name)
         if device is not None:
             return device
-        async with self._opening:
+        async with self._opening.setdefault(name, asyncio.Lock()):
             generation = self._catalog.generation.value()
             try:
                 record = await self._catalog.get(name)
@@ -88,17 +95,28 @@ class Shelf:
                 self._drop(name)
                 raise
             held = self._open.get(name)
-            if held is not None and _same_bytes(held.record, record):
+            if held is not None and _same_bytes(held.record, record) and all(i.current for i in held.indexes):
                 held.generation, held.record = generation, record
                 return held.device
             self._drop(name)
-            device, indexes = await self._make(record)
+            try:
+                device, indexes = await self._make(record)
+            except IndexDamaged:
+                await self._reindex(record)
+                raise
             self._open[name] = _Open(device, record, generation, indexes)
             return device
 
     def opened(self) -> list[Device]:
         """All devices that are open in this process."""
         return [held.device for held in self._open.values()]
+
+    def served(self) -> Counter[Origin]:
+        """Bytes that all devices gave out since the start, those no longer open included."""
+        total = Counter(self._closed)
+        for served in (*self._closing, *(held.device.served for held in self._open.values())):
+            total.update(served)
+        return total
 
     async def aclose(self) -> None:
         """Close everything."""
@@ -136,44 +154,62 @@ class Shelf:
                 local=local,
                 provisional_memory=None if proven else MemoryTier(_PROVISIONAL_MEMORY_BYTES),
             )
-            layer.on_health = partial(self._health, record, layers)
             if record.state == "degraded" and not local:
-                # Another process found that out, or this one before it was started anew: the next success is news.
-                layer.error = RegistryUnreachable(record.failure.detail if record.failure else "not known")
+                # Not known to be well before it has delivered something.
+                layer.error = RegistryUnreachable(record.failure.detail if record.failure else "degraded")
+            layer.on_health = partial(self._health, record, layers, layer)
             layers.append(layer)
         return Device(record.name, record.segments, layers, self._store), indexes
 
     def _index(self, segment: Segment, record: DeviceRecord) -> tuple[LayerIndex, bool]:
         assert segment.digest is not None  # noqa: S101 - not a zero segment
         assert segment.index_id is not None  # noqa: S101
-        index = LayerIndex.open(self._folders.path(segment.digest, segment.index_id))
+        try:
+            return self._open_index(segment.digest, segment.index_id, record)
+        except IndexDamaged as error:
+            self._folders.discard(segment.digest, segment.index_id)
+            raise IndexDamaged(f"{error.detail}; it is being made again", retry_after_seconds=2) from error
+
+    def _open_index(self, digest: str, index_id: str, record: DeviceRecord) -> tuple[LayerIndex, bool]:
+        index = LayerIndex.open(self._folders.path(digest, index_id))
         if index is not None:
             return index, True
         if record.verification == "verifying" and record.spec.zinfo is not None:
-            index = LayerIndex.open(
-                self._folders.path(segment.digest, provisional.name_of(record.spec.zinfo))
-            )
+            index = LayerIndex.open(self._folders.path(digest, provisional.name_of(record.spec.zinfo)))
             if index is not None:
                 return index, False
-        raise StorageError(
-            f"the index of layer {segment.digest} is missing from the data folder; "
-            f"delete device {record.name!r} and register it again"
-        )
+        raise IndexDamaged(f"the index of layer {digest} is missing from the data folder")
 
     def _drop(self, name: str) -> None:
         held = self._open.pop(name, None)
         if held is not None:
-            # Reads that are under way finish: a blob closes when nobody reads it.
+            # Reads that are under way finish: a blob closes when nobody reads it. They still count, so the sum is taken
+            # when the last of them has let go of the device.
+            served = held.device.served
+            self._closing.append(served)
+            weakref.finalize(held.device, self._settle, served).atexit = False
             self._spawn(held.device.aclose())
 
+    def _settle(self, served: dict[Origin, int]) -> None:
+        self._closing = [other for other in self._closing if other is not served]
+        self._closed.update(served)
+
     def _health(
-        self, record: DeviceRecord, layers: list[SpanLayer | None], error: BlockgateError | None
+        self,
+        record: DeviceRecord,
+        layers: list[SpanLayer | None],
+        layer: SpanLayer,
+        error: BlockgateError | None,
     ) -> None:
         """A layer's source began or ceased to fail: say so in the catalog, if it is more than a passing trouble."""
+        if isinstance(error, IndexDamaged):
+            self._folders.discard(layer.blob, layer.index_id)
+            self._spawn(self._reindex(record))
+            return
         if error is not None and error.retryable:
             return
         if error is None and any(one and one.error and not one.error.retryable for one in layers):
-            return  # another layer fails still
+            return  # another layer of the device fails still
         self._spawn(self._set_health(record, error))
 
     async def _set_health(self, record: DeviceRecord, error: BlockgateError | None) -> None:
@@ -186,6 +222,14 @@ class Shelf:
                 log.warning("health", device=record.name, state=after, code=failure.code if failure else None)
         except StorageError as trouble:
             log.warning("catalog", device=record.name, error=trouble.detail)
+
+    async def _reindex(self, record: DeviceRecord) -> None:
+        """What lies in the data folder is not what was written there: register the device once more."""
+        log.error("local index damaged", device=record.name)
+        if await self._catalog.update(
+            record, only_from=SERVING, state="indexing", progress=None, failure=None
+        ):
+            self.on_reindex(record)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

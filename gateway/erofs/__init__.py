@@ -1,6 +1,8 @@
 """Tar layers in, EROFS metadata out. Pure: no file, socket or loop is touched here.
 
-A layer's tar passes once through ``tarstream`` while it is being registered; what remains of it is a table of
-contents (``toc``). Tables of all layers, base first, become one ``tree``; ``writer`` turns the tree into the
-metadata of a hybrid device. ``superblock`` and ``validate`` judge metadata that somebody else wrote.
+On the way in, while a layer is registered: ``tarstream`` walks its tar once (``tarheader``, ``tarmember``,
+``tarsparse`` know the formats) and yields each ``entry``, which ``toc`` stores. Then: ``tree`` applies the
+tables of all layers, base first; ``layout`` gives every inode its place, and ``writer`` (with ``xattrs``,
+``chunks`` and ``ondisk``) writes the metadata. For metadata that somebody else wrote: ``superblock`` reads
+what a device needs of it, ``validate`` judges all of it, ``reader`` finds files in it.
 """

@@ -23,9 +23,12 @@ class Entry(NamedTuple):
     """A tar member with all extensions applied.
 
     ``path`` and ``target`` are the tar's own bytes, not normalised. ``kind`` is one of ``stat.S_IF*`` or
-    ``HARD_LINK``; ``permissions`` the lower twelve bits of the mode. ``offset`` is where the payload starts in the
-    decompressed tar (a multiple of 512) and ``size`` its bytes; both are 0 unless the member is a regular file.
-    ``xattrs`` are (full name, value) pairs, sorted by name.
+    ``HARD_LINK``; ``permissions`` the lower twelve bits of the mode. ``offset`` is where the payload starts
+    in the decompressed tar (a multiple of 512) and ``size`` its bytes; both are 0 unless the member is a
+    regular file. ``xattrs`` are (full name, value) pairs, sorted by name.
+
+    ``pieces`` is empty unless the file is sparse: then (offset in the file, length) of what the payload holds
+    back to back, everything else being holes, and ``size`` counts them too.
     """
 
     path: bytes
@@ -41,6 +44,7 @@ class Entry(NamedTuple):
     major: int = 0
     minor: int = 0
     xattrs: tuple[tuple[bytes, bytes], ...] = ()
+    pieces: tuple[tuple[int, int], ...] = ()
 
 
 def shown(name: bytes, limit: int = 200) -> str:

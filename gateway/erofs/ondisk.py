@@ -24,9 +24,9 @@ INCOMPAT_CHUNKED_FILE: Final = 4
 INCOMPAT_DEVICE_TABLE: Final = 8
 
 SUPERBLOCK: Final = struct.Struct("<IIIBBHQQIIII16s16sIHHHB5xQ24x")
-"""magic, checksum, compat, block bits, extension slots, root nid, inodes, epoch, fixed nsec, blocks, meta block,
-xattr block, uuid, volume name, incompat, algorithms, extra devices, device table slot, directory block bits,
-packed nid."""
+"""magic, checksum, compat, block bits, extension slots, root nid, inodes, epoch, fixed nsec, blocks, meta
+block, xattr block, uuid, volume name, incompat, algorithms, extra devices, device table slot, directory block
+bits, packed nid."""
 
 DEVICE_SLOT: Final = struct.Struct("<64sIIHH52x")
 """tag, blocks low, uniaddr low, blocks high, uniaddr high."""
@@ -110,7 +110,7 @@ def crc32c(data: bytes | bytearray | memoryview) -> int:
 
 
 def superblock_checksum(image: bytes | bytearray | memoryview, block_size: int) -> int:
-    """The checksum that belongs into the superblock of ``image``: over the rest of its block, itself as zero."""
+    """The checksum that belongs into ``image``'s superblock: over the rest of its block, itself as zero."""
     end = max(block_size, SUPERBLOCK_OFFSET + BLOCK)
     covered = bytearray(image[SUPERBLOCK_OFFSET:end])
     covered[4:8] = bytes(4)

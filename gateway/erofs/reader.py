@@ -1,8 +1,8 @@
 """A small reader of EROFS images without compression: find a file, list a directory, say where its bytes are.
 
-It reads through a callable, so an image may be a buffer, a file or a device behind ranges. Layouts: flat, flat with
-inline tail, chunk-based. Every rule that reading depends on is checked and ``InvalidMetadata`` names it; whether the
-image as a whole is sound is ``validate``'s to say.
+It reads through a callable, so an image may be a buffer, a file or a device behind ranges. Layouts: flat,
+flat with inline tail, chunk-based. Every rule that reading depends on is checked and ``InvalidMetadata``
+names it; whether the image as a whole is sound is ``validate``'s to say.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from gateway.erofs.ondisk import (
     FLAT_INLINE,
     FLAT_PLAIN,
     NO_BLOCK,
+    SUPERBLOCK_OFFSET,
+    SUPERBLOCK_SIZE,
     TARGET_MAX,
     XATTR_HEADER,
     decode_rdev,
 )
-from gateway.erofs.superblock import Superblock, parse
+from gateway.erofs.superblock import Superblock, head_size, parse
 from gateway.errors import InvalidMetadata
 
 ReadAt = Callable[[int, int], bytes | bytearray | memoryview]
@@ -36,15 +38,16 @@ ReadAt = Callable[[int, int], bytes | bytearray | memoryview]
 DIRECTORY_MAX: Final = 1 << 30
 """Bytes of one directory that are read: some twenty million names."""
 
-_HEAD: Final = 8192
+_WALK_PATH_MAX: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class Inode:
-    """One inode. ``start`` is the byte in the device where its data begins when that lies in one piece, else None.
+    """One inode.
 
-    ``address`` is the raw field (start block, device number or chunk format), ``body`` the byte after the inode and
-    its ``xattr_bytes`` of attributes: the inline tail or the chunk table.
+    ``start`` is the byte in the device where its data begins when that lies in one piece, else None.
+    ``address`` is the raw field (start block, device number or chunk format), ``body`` the byte after the
+    inode and its ``xattr_bytes`` of attributes: the inline tail or the chunk table.
     """
 
     nid: int
@@ -73,7 +76,7 @@ class Inode:
 
 
 class Image:
-    """An EROFS image. ``read`` is a buffer or a ``ReadAt``; ``device_size`` (bytes), when known, bounds it."""
+    """An EROFS image. ``read`` is a buffer or a ``ReadAt``; ``device_size`` (bytes) bounds it when known."""
 
     def __init__(self, read: ReadAt | bytes | bytearray | memoryview, device_size: int | None = None) -> None:
         if callable(read):
@@ -81,7 +84,7 @@ class Image:
         else:
             view = memoryview(read)
             self._read = lambda offset, length: view[offset : offset + length]
-        head = self._read(0, _HEAD)
+        head = self._read(0, head_size(self._read(0, SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE)))
         self.superblock: Superblock = parse(head, device_size)
 
     def read(self, offset: int, length: int) -> bytes:
@@ -100,12 +103,11 @@ class Image:
         layout = form >> 1 & 7
         if form >> 4 or layout not in (FLAT_PLAIN, FLAT_INLINE, CHUNK_BASED):
             raise InvalidMetadata(f"EROFS inode {nid}: format {form:#x} is not known here")
-        # Chunk-based inodes need no feature bit: mkfs.erofs 1.8 leaves it out in tar mode, the kernel does not ask.
+        # Chunk-based inodes need no feature bit: mkfs.erofs 1.8 sets none in tar mode, the kernel wants none.
         if form & 1:
             raw += self.read(at + len(raw), EXTENDED_INODE.size - len(raw))
-            _, count, mode, _, size, address, _, uid, gid, mtime, nanoseconds, links = EXTENDED_INODE.unpack(
-                raw
-            )
+            fields = EXTENDED_INODE.unpack(raw)
+            _, count, mode, _, size, address, _, uid, gid, mtime, nanoseconds, links = fields
         else:
             _, count, mode, links, size, delta, address, _, uid, gid, _ = COMPACT_INODE.unpack(raw)
             mtime, nanoseconds = superblock.epoch + delta, superblock.epoch_nanoseconds
@@ -135,7 +137,7 @@ class Image:
         return at + (EXTENDED_INODE.size if extended else COMPACT_INODE.size)
 
     def extents(self, inode: Inode) -> Iterator[tuple[int, int, int | None]]:
-        """Pieces of the data in order: (offset in the file, length, offset in the device or None for a hole)."""
+        """Pieces of the data in order: (offset in the file, length, offset in the device; None is a hole)."""
         block_size = self.superblock.block_size
         size = inode.size
         if inode.layout == CHUNK_BASED:
@@ -219,12 +221,18 @@ class Image:
         return inode
 
     def walk(self) -> Iterator[tuple[bytes, Inode]]:
-        """Every path (without a leading slash; the root is empty) with its inode, parents first."""
+        """Every path (without a leading slash; the root is empty) with its inode, parents first.
+
+        Paths of more than 64 KiB are refused: no layer has such, and their sum grows with the square of the
+        depth.
+        """
         root = self.inode(self.superblock.root_nid)
         seen = {root.nid}
         pending = [(b"", root)]
         while pending:
             path, inode = pending.pop()
+            if len(path) > _WALK_PATH_MAX:
+                raise InvalidMetadata(f"EROFS inode {inode.nid}: a path of {len(path)} bytes")
             yield path, inode
             if not inode.is_directory:
                 continue

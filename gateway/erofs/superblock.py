@@ -1,17 +1,17 @@
-"""The superblock and device table of EROFS metadata that somebody hands in: read, and refused unless all is well.
+"""The superblock and device table of EROFS metadata that somebody hands in: read and checked.
 
-The kernel of every node parses what passes here, so rules are stricter than the kernel's: what this project does
-not place in a device (compression, fragments, packed inodes) is refused by its feature bit. ``validate`` looks at
-all the rest.
+The kernel of every node parses what passes here, so rules are stricter than the kernel's: what this project
+does not place in a device (compression, fragments, packed inodes) is refused by its feature bit. ``validate``
+looks at all the rest.
 """
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from typing import Final
 
 from gateway.erofs.ondisk import (
+    BLOCK,
     COMPAT_CHECKSUM,
     DEVICE_SLOT,
     INCOMPAT_CHUNKED_FILE,
@@ -29,6 +29,9 @@ from gateway.errors import InvalidMetadata
 
 _INCOMPAT: Final = INCOMPAT_ZERO_PADDING | INCOMPAT_CHUNKED_FILE | INCOMPAT_DEVICE_TABLE
 _BLOCK_BITS: Final = range(9, 13)
+_FIRST_BLOCKS: Final = 4096
+
+Buffer = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class DeviceSlot:
 
 @dataclass(frozen=True, slots=True)
 class Superblock:
-    """What a device needs to know of its metadata. ``blocks`` are the image's own, without those of ``devices``."""
+    """What a device needs to know of its metadata. ``blocks`` are the image's own, without ``devices``'."""
 
     block_bits: int
     blocks: int
@@ -77,11 +80,21 @@ class Superblock:
         return self.meta_block * self.block_size + nid * INODE_ALIGN
 
 
-def parse(buffer: bytes | bytearray | memoryview, device_size: int | None = None) -> Superblock:
+def head_size(start: Buffer) -> int:
+    """How many bytes from the image's start ``parse`` needs, told by its first 1,152 bytes: 17 MB at most."""
+    if len(start) < SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE:
+        raise InvalidMetadata(f"EROFS superblock: {len(start)} bytes cannot hold one")
+    fields = SUPERBLOCK.unpack_from(start, SUPERBLOCK_OFFSET)
+    device_count: int = fields[-4]
+    table_slot: int = fields[-3]
+    return max(_FIRST_BLOCKS, (table_slot + device_count) * DEVICE_SLOT.size)
+
+
+def parse(buffer: Buffer, device_size: int | None = None) -> Superblock:
     """Read the superblock and device table at the start of ``buffer``.
 
-    ``buffer`` is the metadata, or as much of it as holds the device table. With ``device_size`` (bytes) every region
-    must end inside of it. ``InvalidMetadata`` names the rule that is broken.
+    ``buffer`` is the metadata, or as much of it as holds the device table. With ``device_size`` (bytes) every
+    region must end inside of it. ``InvalidMetadata`` names the rule that is broken.
     """
     if len(buffer) < SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE:
         raise InvalidMetadata(f"EROFS superblock: {len(buffer)} bytes cannot hold one")
@@ -117,15 +130,8 @@ def parse(buffer: bytes | bytearray | memoryview, device_size: int | None = None
         )
     if algorithms or directory_bits:
         raise InvalidMetadata("EROFS superblock: compression or multi-block directories are not known here")
-    block_size = 1 << block_bits
     if compat & COMPAT_CHECKSUM:
-        if len(buffer) < max(block_size, SUPERBLOCK_OFFSET + 512):
-            raise InvalidMetadata("EROFS superblock: the metadata ends inside of its block")
-        actual = superblock_checksum(buffer, block_size)
-        if actual != checksum:
-            raise InvalidMetadata(
-                f"EROFS superblock: checksum is {checksum:#010x}, its bytes give {actual:#010x}"
-            )
+        _verify_checksum(buffer, 1 << block_bits, checksum)
     if epoch_nanoseconds >= 1_000_000_000:  # noqa: PLR2004 - nanoseconds of a second
         raise InvalidMetadata(f"EROFS superblock: {epoch_nanoseconds} nanoseconds in a second")
     if device_count and not incompat & INCOMPAT_DEVICE_TABLE:
@@ -144,13 +150,21 @@ def parse(buffer: bytes | bytearray | memoryview, device_size: int | None = None
         incompat,
         _device_table(buffer, device_count, table_slot),
     )
-    _check_regions(superblock, len(buffer), device_size)
+    _check_regions(superblock, device_size)
     return superblock
 
 
-def _device_table(
-    buffer: bytes | bytearray | memoryview, count: int, table_slot: int
-) -> tuple[DeviceSlot, ...]:
+def _verify_checksum(buffer: Buffer, block_size: int, expected: int) -> None:
+    if len(buffer) < max(block_size, SUPERBLOCK_OFFSET + BLOCK):
+        raise InvalidMetadata("EROFS superblock: the metadata ends inside of its block")
+    actual = superblock_checksum(buffer, block_size)
+    if actual != expected:
+        raise InvalidMetadata(
+            f"EROFS superblock: checksum is {expected:#010x}, its bytes give {actual:#010x}"
+        )
+
+
+def _device_table(buffer: Buffer, count: int, table_slot: int) -> tuple[DeviceSlot, ...]:
     start = table_slot * DEVICE_SLOT.size
     if count and start < SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE:
         raise InvalidMetadata(f"EROFS device table: at byte {start}, inside of the superblock")
@@ -160,17 +174,13 @@ def _device_table(
         )
     slots = []
     for index in range(count):
-        try:
-            tag, blocks, uniaddr, blocks_high, uniaddr_high = DEVICE_SLOT.unpack_from(
-                buffer, start + index * DEVICE_SLOT.size
-            )
-        except struct.error as error:
-            raise InvalidMetadata(f"EROFS device table: slot {index} cannot be read") from error
+        slot = DEVICE_SLOT.unpack_from(buffer, start + index * DEVICE_SLOT.size)
+        tag, blocks, uniaddr, blocks_high, uniaddr_high = slot
         slots.append(DeviceSlot(tag.rstrip(b"\0"), blocks | blocks_high << 32, uniaddr | uniaddr_high << 32))
     return tuple(slots)
 
 
-def _check_regions(superblock: Superblock, metadata_size: int, device_size: int | None) -> None:
+def _check_regions(superblock: Superblock, device_size: int | None) -> None:
     """Metadata first, then the devices in any order: nothing overlaps, nothing reaches past the end."""
     block_size = superblock.block_size
     end = superblock.blocks
@@ -182,8 +192,6 @@ def _check_regions(superblock: Superblock, metadata_size: int, device_size: int 
             raise InvalidMetadata(f"{where} is empty")
         if slot.uniaddr < end:
             raise InvalidMetadata(f"{where} overlaps what lies before block {end}")
-        if slot.uniaddr * block_size < metadata_size:
-            raise InvalidMetadata(f"{where} overlaps the {metadata_size} bytes of metadata")
         end = slot.uniaddr + slot.blocks
     if device_size is not None and end * block_size > device_size:
         raise InvalidMetadata(

@@ -1,16 +1,21 @@
 """Fields of a tar header block and the records of a PAX header: bytes in, values out.
 
-Sources: POSIX.1-2017 pax (ustar interchange format, extended header), GNU tar's manual (base-256 numbers, old GNU
-format). Every function raises ``ValueError`` saying what is wrong; the walker knows where and in which member.
+Sources: POSIX.1-2017 pax (ustar interchange format, extended header), GNU tar's manual (base-256 numbers, old
+GNU format). Every function raises ``ValueError`` saying what is wrong; the walker knows where and in which
+member.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 HEADER: Final = 512
 POSIX_MAGIC: Final = b"ustar\0"
 GNU_MAGIC: Final = b"ustar "
+_BASE_256: Final = 0x80
+_BASE_256_NEGATIVE: Final = 0x40
+_NEWLINE: Final = 0x0A
 
 
 def cut(field: bytes) -> bytes:
@@ -19,12 +24,17 @@ def cut(field: bytes) -> bytes:
     return field if end < 0 else field[:end]
 
 
+@lru_cache(maxsize=4096)
 def number(field: bytes) -> int:
-    """An octal or base-256 field. Spaces and NULs around octal digits mean nothing; an empty field is 0."""
-    if field[0] & 0x80:
-        if field[0] & 0x40:
+    """An octal or base-256 field. Spaces and NULs around octal digits mean nothing; an empty field is 0.
+
+    Modes, owners and times repeat from member to member, hence the cache.
+    """
+    if field[0] & _BASE_256:
+        # The first bit is the marker, the second the sign of a two's complement number.
+        if field[0] & _BASE_256_NEGATIVE:
             return int.from_bytes(field, "big", signed=True)
-        return int.from_bytes(bytes((field[0] & 0x7F,)) + field[1:], "big")
+        return int.from_bytes(bytes((field[0] & ~_BASE_256,)) + field[1:], "big")
     digits = cut(field.strip(b" \0"))
     if not digits:
         return 0
@@ -39,7 +49,7 @@ def verify_checksum(block: bytes) -> None:
     total = sum(block) - sum(block[148:156]) + 8 * 0x20
     if total == expected:
         return
-    high = sum(byte >= 0x80 for byte in block[:148]) + sum(byte >= 0x80 for byte in block[156:])
+    high = sum(byte >> 7 for byte in block[:148] + block[156:])
     if total - 256 * high != expected:
         raise ValueError(f"header checksum is {expected}, its bytes give {total}")
 
@@ -69,7 +79,7 @@ def timestamp(text: bytes) -> tuple[int, int]:
 
 
 def pax_records(payload: bytes) -> dict[bytes, bytes]:
-    """The ``length keyword=value\\n`` records of an extended header. Later records win."""
+    r"""The ``length keyword=value\n`` records of an extended header. Later records win."""
     records: dict[bytes, bytes] = {}
     at = 0
     while at < len(payload):
@@ -78,7 +88,7 @@ def pax_records(payload: bytes) -> dict[bytes, bytes]:
         if not digits.isdigit():
             raise ValueError("an extended header's record has no length")
         end = at + int(digits)
-        if not space < end <= len(payload) or payload[end - 1] != 0x0A:
+        if not space < end <= len(payload) or payload[end - 1] != _NEWLINE:
             raise ValueError("an extended header's record has a wrong length")
         keyword, equals, value = payload[space + 1 : end - 1].partition(b"=")
         if not equals or not keyword:

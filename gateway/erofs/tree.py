@@ -1,13 +1,13 @@
 """Layers applied to each other: what an unpacker would have on disk after the last one, held in memory.
 
-Layers come base first. ``.wh.NAME`` removes NAME and ``.wh..wh..opq`` empties its directory, both of what *lower*
-layers put there, wherever in its own layer the whiteout stands (OCI image-spec, layer.md, "Whiteouts"). A
-directory over a directory keeps the children and takes the new attributes; anything else replaces. Hard links
-share an inode, also across layers.
+Layers come base first. ``.wh.NAME`` removes NAME and ``.wh..wh..opq`` empties its directory, both of what
+*lower* layers put there, wherever in its own layer the whiteout stands (OCI image-spec, layer.md,
+"Whiteouts"). A directory over a directory keeps the children and takes the new attributes; anything else
+replaces. Hard links share an inode, also across layers.
 
-Names are resolved inside of the image's root: entry names are cleaned lexically first (``a/../b`` is ``b``, a leading
-``/`` or ``..`` goes nowhere), then their parents are followed like in a chroot, symbolic links included. Nothing can
-point out of the tree, for there is nothing outside of it.
+Names are resolved inside of the image's root: entry names are cleaned lexically first (``a/../b`` is ``b``, a
+leading ``/`` or ``..`` goes nowhere), then their parents are followed like in a chroot, symbolic links
+included. Nothing can point out of the tree, for there is nothing outside of it.
 
 About 0.5 KB of memory a file. Nothing here recurses, so depth is bounded by memory alone.
 """
@@ -18,23 +18,32 @@ import stat
 from collections.abc import Iterable
 from typing import Final
 
-from gateway.erofs.entry import HARD_LINK, Entry, shown
+from gateway.erofs.chunks import chunk_table_size
+from gateway.erofs.entry import HARD_LINK, PATH_MAX, Entry, shown
 from gateway.erofs.ondisk import NAME_MAX, encode_rdev
+from gateway.erofs.xattrs import Xattrs
 from gateway.errors import InvalidLayer
 
 WHITEOUT: Final = b".wh."
 OPAQUE: Final = b".wh..wh..opq"
 _AUFS: Final = b".wh..wh."
 MAX_LINKS: Final = 40
-"""Symbolic links followed for one name, as in Linux."""
+MAX_LINKS_BYTES: Final = 2 * PATH_MAX
+"""Symbolic links followed for one name (as many as in Linux), and the bytes of their targets together."""
 
-Xattrs = tuple[tuple[bytes, bytes], ...]
+MEMORY_LIMIT: Final = 3 << 30
+"""Bytes that a tree may hold: some six million files."""
+
+_FILE_COST: Final = 512
+_DIRECTORY_COST: Final = 768
+_NAME_COST: Final = 128
 
 
 class Inode:
-    """Everything but a directory. ``layer`` and ``offset`` say in which tar and where the payload starts (bytes).
+    """Everything but a directory.
 
-    ``target`` is a symbolic link's; ``rdev`` the encoded device number. ``nid``, ``links``: the writer's.
+    ``layer`` and ``offset`` say in which tar and at which byte of it the payload starts. ``target`` is a
+    symbolic link's; ``rdev`` the encoded device number. ``nid``, ``links``: the writer's.
     """
 
     __slots__ = (
@@ -46,6 +55,7 @@ class Inode:
         "mtime_nanoseconds",
         "nid",
         "offset",
+        "pieces",
         "rdev",
         "size",
         "target",
@@ -63,6 +73,7 @@ class Inode:
         self.layer = layer
         self.offset = entry.offset
         self.size = entry.size
+        self.pieces = entry.pieces
         self.target = entry.target
         self.rdev = encode_rdev(entry.major, entry.minor) if entry.major or entry.minor else 0
         self.nid = 0
@@ -70,10 +81,10 @@ class Inode:
 
 
 class Directory:
-    """A directory: its attributes and its children by name.
+    """A directory: its attributes and its children by name. The root (``parent`` None) is its own parent.
 
     ``fresh`` are the names that the layer ``fresh_layer`` put here (True) or only reached through (False):
-    whiteouts of that layer do not remove them.
+    whiteouts of that layer do not remove them. ``pruned_layer`` is the last one that removed all others.
     """
 
     __slots__ = (
@@ -87,16 +98,18 @@ class Directory:
         "mtime_nanoseconds",
         "nid",
         "parent",
+        "pruned_layer",
         "uid",
         "xattrs",
     )
 
     def __init__(self, parent: Directory | None) -> None:
         self.take_attributes(_MADE)
-        self.parent = parent
+        self.parent = self if parent is None else parent
         self.children: dict[bytes, Inode | Directory] = {}
         self.fresh: dict[bytes, bool] = {}
         self.fresh_layer = -1
+        self.pruned_layer = -1
         self.nid = 0
         self.links = 0
 
@@ -142,12 +155,18 @@ class _RefusedError(Exception):
 
 
 class Tree:
-    """The image's root. ``apply`` layers, base first, then hand it to the writer."""
+    """The image's root. ``apply`` layers, base first, then hand it to the writer.
 
-    def __init__(self) -> None:
+    ``memory_limit_bytes`` bounds what the layers may make it hold, counted generously: a few hundred bytes of
+    tar can describe thousands of directories, and compress a thousandfold.
+    """
+
+    def __init__(self, memory_limit_bytes: int = MEMORY_LIMIT) -> None:
         self.root = Directory(None)
-        self.root.parent = self.root
         self._layer = 0
+        self._lowest = True
+        self._memory_limit = memory_limit_bytes
+        self._memory_left = memory_limit_bytes
         # Members of one directory mostly follow each other: the last parent, while nothing was replaced.
         self._last_path: bytes | None = None
         self._last_parent = self.root
@@ -164,6 +183,7 @@ class Tree:
                 self._apply(entry)
             except _RefusedError as error:
                 raise InvalidLayer(f"layer {layer_index}, entry {shown(entry.path)}: {error}") from error
+        self._lowest = False
 
     def _apply(self, entry: Entry) -> None:
         head, _, name = entry.path.rpartition(b"/")
@@ -193,30 +213,34 @@ class Tree:
     def _place(self, parent: Directory, name: bytes, entry: Entry) -> None:
         children = parent.children
         before = children.get(name)
-        parent.touch(name, self._layer, declared=True)
+        self._touch(parent, name, declared=True)
         if entry.kind == stat.S_IFDIR:
             if not isinstance(before, Directory):
                 if before is not None:
                     self._last_path = None
-                before = children[name] = Directory(parent)
+                before = self._make(parent, name)
+            self._charge(sum(len(value) for _, value in entry.xattrs))
             before.take_attributes(entry)
             return
         if before is not None:
             self._last_path = None
         if entry.kind == HARD_LINK:
-            inode = self._link_target(entry.target)
-            if inode is before:
-                raise _RefusedError("a hard link to itself")
-            children[name] = inode
+            self._charge(_NAME_COST)
+            children[name] = self._link_target(parent, name, entry.target)
         else:
+            self._charge(_FILE_COST + len(entry.target) + sum(len(value) for _, value in entry.xattrs))
+            if entry.pieces:
+                self._charge(_NAME_COST * len(entry.pieces) + chunk_table_size(entry.size, entry.pieces))
             children[name] = Inode(entry, self._layer)
 
-    def _link_target(self, target: bytes) -> Inode:
+    def _link_target(self, link_parent: Directory, link_name: bytes, target: bytes) -> Inode:
         parts = _clean(target)
         if not parts:
             raise _RefusedError("a hard link to a directory")
         name = parts.pop()
         parent = self._find(parts)
+        if parent is link_parent and name == link_name:
+            raise _RefusedError("a hard link to itself")
         inode = None if parent is None else parent.children.get(name)
         if inode is None:
             raise _RefusedError(f"a hard link to {shown(target)}, which does not exist")
@@ -236,6 +260,8 @@ class Tree:
         hidden = name[len(WHITEOUT) :]
         if hidden in (b"", b".", b".."):
             raise _RefusedError("a whiteout that names nothing")
+        if self._lowest:
+            return True
         directory = self._find(parts)
         self._last_path = None
         if directory is None:
@@ -249,10 +275,16 @@ class Tree:
         return True
 
     def _prune(self, top: Directory) -> None:
-        """Remove everything below ``top`` that the current layer did not put there."""
+        """Remove everything below ``top`` that the current layer did not put there.
+
+        Once for each directory and layer: whatever comes later in this layer is fresh.
+        """
         pending = [top]
         while pending:
             directory = pending.pop()
+            if directory.pruned_layer == self._layer:
+                continue
+            directory.pruned_layer = self._layer
             for name in list(directory.children):
                 child = directory.keep_fresh(name, self._layer)
                 if child is not None:
@@ -260,52 +292,66 @@ class Tree:
 
     def _descend(self, path: bytes) -> Directory:
         """The directory at ``path``; what is missing of it is made."""
-        found = self._resolve(_clean(path), make=True)
-        if found is None:
-            raise _RefusedError("its parent is not a directory")
-        return found
+        return self._resolve(_clean(path), make=True) or self.root
 
     def _find(self, parts: list[bytes]) -> Directory | None:
         """The directory at ``parts``, or None."""
         return self._resolve(parts, make=False)
 
     def _resolve(self, parts: list[bytes], *, make: bool) -> Directory | None:
+        """Follow ``parts`` like a chroot would. What is missing is made, or else the result is None."""
         current = self.root
         pending = parts[::-1]
-        links = 0
+        followed: list[bytes] = []
         while pending:
             name = pending.pop()
-            if name in (b"", b"."):
-                continue
             if name == b"..":
-                current = current.parent or self.root
+                current = current.parent
+            if name in (b"", b".", b".."):
                 continue
             child = current.children.get(name)
-            if child is None:
-                if not make:
-                    return None
+            if child is None and make:
                 if pending and pending[-1] == b"..":
-                    pending.pop()  # through a missing directory and back
+                    pending.pop()  # a link's way through a missing directory and back again
                     continue
-                if len(name) > NAME_MAX:
-                    raise _RefusedError(f"a directory name of {len(name)} bytes (at most {NAME_MAX})")
-                child = current.children[name] = Directory(current)
+                child = self._make(current, name)
             if isinstance(child, Directory):
                 if make:
-                    current.touch(name, self._layer, declared=False)
+                    self._touch(current, name, declared=False)
                 current = child
-            elif stat.S_ISLNK(child.mode):
-                links += 1
-                if links > MAX_LINKS:
-                    raise _RefusedError(f"more than {MAX_LINKS} symbolic links on the way to its parent")
-                if child.target.startswith(b"/"):
-                    current = self.root
+            elif child is not None and stat.S_ISLNK(child.mode):
+                followed.append(child.target)
+                _check_links(followed)
+                current = self.root if child.target.startswith(b"/") else current
                 pending += child.target.split(b"/")[::-1]
             elif make:
                 raise _RefusedError(f"its parent {shown(name)} is not a directory")
             else:
                 return None
         return current
+
+    def _make(self, parent: Directory, name: bytes) -> Directory:
+        if len(name) > NAME_MAX:
+            raise _RefusedError(f"a directory name of {len(name)} bytes (at most {NAME_MAX})")
+        if name.startswith(WHITEOUT):
+            raise _RefusedError("a whiteout as parent directory")
+        self._charge(_DIRECTORY_COST)
+        made = parent.children[name] = Directory(parent)
+        return made
+
+    def _touch(self, parent: Directory, name: bytes, *, declared: bool) -> None:
+        if not self._lowest:  # nothing lies below the lowest layer that its whiteouts could hide
+            parent.touch(name, self._layer, declared=declared)
+
+    def _charge(self, cost: int) -> None:
+        self._memory_left -= cost
+        if self._memory_left < 0:
+            raise _RefusedError(f"the image's files take more than {self._memory_limit >> 20} MiB of memory")
+
+
+def _check_links(followed: list[bytes]) -> None:
+    if len(followed) > MAX_LINKS or sum(map(len, followed)) > MAX_LINKS_BYTES:
+        raise _RefusedError(f"more than {MAX_LINKS} symbolic links, or long ones, on its way")
 
 
 def _clean(path: bytes) -> list[bytes]:

@@ -1,8 +1,8 @@
 """Judge a whole EROFS image that somebody supplied, before a kernel has to.
 
-One bounded walk from the root: every inode once, every directory block, every extent and attribute. Work is linear in
-the size of the metadata: inodes may not overlap (or a chunk table could be counted again for each of a million
-inodes), directories may not either.
+One bounded walk from the root: every inode once, every directory block, every extent and attribute. Work is
+linear in the size of the metadata: inodes may not overlap (or a chunk table could be counted again for each
+of a million inodes), directories may not either.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ _XATTR_INDEXES = frozenset((1, 2, 3, 4, 6))
 
 
 def validate(buffer: bytes | bytearray | memoryview, device_size: int) -> Superblock:
-    """Check the metadata in ``buffer``, the start of a device of ``device_size`` bytes, from superblock to leaves.
+    """Check the metadata in ``buffer`` from the superblock to the leaves.
 
-    Returns the superblock; ``InvalidMetadata`` names the inode and the rule it breaks.
+    It is the start of a device of ``device_size`` bytes. Returns the superblock; ``InvalidMetadata`` names
+    the inode and the rule it breaks.
     """
     walk = _Walk(buffer, device_size)
     walk.run()
@@ -58,8 +59,7 @@ class _Walk:
         pending = [(root, root.nid)]
         while pending:
             directory, parent = pending.pop()
-            for child in self._directory(directory, parent):
-                pending.append((child, directory.nid))
+            pending += [(child, directory.nid) for child in self._directory(directory, parent)]
 
     def _directory(self, directory: Inode, parent: int) -> list[Inode]:
         """Check a directory's names and its children. Returns those that are directories."""
@@ -71,24 +71,19 @@ class _Walk:
         dots = {b".": directory.nid, b"..": parent}
         below = []
         for name, nid, kind in self.image.entries(directory):
-            if len(name) > NAME_MAX or b"/" in name or b"\0" in name:
-                raise InvalidMetadata(f"{where} has an impossible name")
-            if name <= previous:
-                raise InvalidMetadata(f"{where} has names that are not sorted")
+            _check_name(name, previous, where)
             previous = name
             if name in dots:
                 if dots.pop(name) != nid or kind != FILE_TYPE[stat.S_IFDIR]:
                     raise InvalidMetadata(f"{where} has a wrong {name.decode()!r}")
                 continue
-            known = self._kinds.get(nid)
-            if known is None:
+            if nid not in self._kinds:
                 inode = self._visit(nid)
-                known = stat.S_IFMT(inode.mode)
                 if inode.is_directory:
                     below.append(inode)
-            elif known == stat.S_IFDIR:
+            elif self._kinds[nid] == stat.S_IFDIR:
                 raise InvalidMetadata(f"EROFS inode {nid}: a directory that is in two places")
-            if FILE_TYPE[known] != kind:
+            if FILE_TYPE[self._kinds[nid]] != kind:
                 raise InvalidMetadata(f"{where} gives inode {nid} the type {kind}")
         if dots:
             raise InvalidMetadata(f"{where} lacks '.' or '..'")
@@ -140,11 +135,11 @@ class _Walk:
                 raise InvalidMetadata(f"{where} only regular files are chunk-based")
             if not inode.size:
                 raise InvalidMetadata(f"{where} an empty directory or symbolic link")
-        if kind == stat.S_IFLNK:
-            self.image.target(inode)
         for offset, length, place in self.image.extents(inode):
             if place is not None and place + length > limit:
                 raise InvalidMetadata(f"{where} its bytes {offset}+{length} lie outside of the device")
+        if kind == stat.S_IFLNK and b"\0" in self.image.target(inode):
+            raise InvalidMetadata(f"{where} a symbolic link with a NUL byte in its target")
 
     def _xattrs(self, inode: Inode) -> None:
         if not inode.xattr_bytes:
@@ -170,9 +165,17 @@ class _Walk:
         if at + XATTR_ENTRY.size > end:
             raise InvalidMetadata(f"{where}: one begins past the end")
         name_length, index, value_length = XATTR_ENTRY.unpack_from(self._buffer, at)
-        if index not in _XATTR_INDEXES:
+        # Where mkfs.erofs strips overlayfs' attributes while merging, it leaves zeros, which mean nothing.
+        if index not in _XATTR_INDEXES and (index or name_length or value_length):
             raise InvalidMetadata(f"{where}: name prefix {index} is not known here")
         at += -(-(XATTR_ENTRY.size + name_length + value_length) // 4) * 4
         if at > end:
             raise InvalidMetadata(f"{where}: one reaches past the end")
         return at
+
+
+def _check_name(name: bytes, previous: bytes, where: str) -> None:
+    if len(name) > NAME_MAX or b"/" in name or b"\0" in name:
+        raise InvalidMetadata(f"{where} has an impossible name")
+    if name <= previous:
+        raise InvalidMetadata(f"{where} has names that are not sorted")

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
 import uuid
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from gateway.errors import StorageError
 from gateway.gzran import zinfo
+from gateway.locks import try_lock
 from gateway.spans.index import CHECKPOINTS, FACTS, SPANS, TOC, LayerFacts
 from gateway.spans.table import SpanTable
 
@@ -34,20 +34,18 @@ class LayerFolders:
         """A writer of a folder to come."""
         return FolderWriter(self.path(blob, index_id))
 
-    def try_lock(self, blob: str, index_id: str) -> int | None:
-        """Become the one process that indexes this layer: a descriptor to close, or ``None`` when another is."""
-        path = self.path(blob, index_id).with_suffix(".lock")
+    def try_lock(self, blob: str, index_id: str) -> AbstractContextManager[None] | None:
+        """Become the one who indexes this layer, or ``None`` when another is."""
+        target = self.path(blob, index_id)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            return try_lock(target.with_name(f"{target.name}.lock"))
         except OSError as error:
-            raise StorageError(f"{path} cannot be opened: {error.strerror}") from error
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            return None
-        return fd
+            raise StorageError(f"{target.parent} cannot be written: {error.strerror}") from error
+
+    def discard(self, blob: str, index_id: str) -> None:
+        """Remove an index that proved to be damaged; whoever has it open keeps what is mapped."""
+        shutil.rmtree(self.path(blob, index_id), ignore_errors=True)
 
     def sweep(self) -> int:
         """Remove what killed processes left unfinished. Call while no other process works here."""
@@ -78,7 +76,7 @@ class FolderWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with contextlib.suppress(OSError):  # a full disk refuses what is still buffered
+        with suppress(OSError):  # a full disk refuses what is still buffered
             self._zinfo.close()
         shutil.rmtree(self.work, ignore_errors=True)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -17,6 +16,8 @@ from gateway.spans.index import Kind, LayerIndex, index_id
 
 _FEED_BYTES = 1 << 18
 _LOCK_POLL_SECONDS = 0.2
+# Each pass keeps two threads busy and a few MiB; more at a time would be no faster.
+_PASSES = 2
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
@@ -29,6 +30,7 @@ class Ingest:
         self.folders = folders
         self.span_size = span_size
         self._executor = executor
+        self._passes = asyncio.Semaphore(_PASSES)
 
     def find(self, blob: str, kind: Kind, supplied_digest: str | None = None) -> LayerIndex | None:
         """The finished index of a layer, if there is one. A damaged one counts as none."""
@@ -108,15 +110,15 @@ class Ingest:
 
     @asynccontextmanager
     async def _turn(self, blob: str, name: str) -> AsyncIterator[None]:
-        """Only one pass per layer at a time, in this process and in others."""
-        while (  # noqa: ASYNC110
-            fd := self.folders.try_lock(blob, name)
-        ) is None:
+        """Only one pass per layer at a time, in this process and in others, and only a few passes in all."""
+        while True:
+            lock = self.folders.try_lock(blob, name)
+            if lock is not None:
+                break
             await asyncio.sleep(_LOCK_POLL_SECONDS)  # the holder may be another process
-        try:
-            yield
-        finally:
-            os.close(fd)
+        with lock:
+            async with self._passes:
+                yield
 
 
 async def _gather(stream: AsyncIterator[Bytes]) -> AsyncIterator[bytes]:

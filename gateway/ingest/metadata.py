@@ -62,7 +62,7 @@ def build_file(tocs: Sequence[Path], output: Path) -> BuiltMetadata:
         directories=built.directories,
         symlinks=built.symlinks,
         specials=built.specials,
-        bytes=built.bytes,
+        bytes=built.content_bytes,
     )
 
 

@@ -16,8 +16,9 @@ from gateway.errors import (
 )
 from gateway.reader import Bytes, check_bounds
 from gateway.registry.endpoint import Endpoint, Place
+from gateway.registry.hedge import Hedge
 from gateway.registry.partial import check_partial, check_whole, range_header
-from gateway.registry.retry import Clock, Retrier
+from gateway.registry.retry import Retrier
 from gateway.registry.source import Descriptor
 from gateway.registry.transport import Answer
 
@@ -54,10 +55,11 @@ class RegistryBlob:
         *,
         retrier: Retrier,
         minimum_rate: MinimumRate,
+        hedge: Hedge | None = None,
     ) -> None:
         self._endpoints, self._repository, self._descriptor = tuple(endpoints), repository, descriptor
-        self._retrier, self._rate = retrier, minimum_rate
-        self._places = {endpoint.host: Place() for endpoint in self._endpoints}
+        self._retrier, self._rate, self._hedge = retrier, minimum_rate, hedge
+        self._places = {endpoint: Place() for endpoint in self._endpoints}
         self._path = f"blobs/{descriptor.digest}"
 
     @property
@@ -77,7 +79,10 @@ class RegistryBlob:
         async def attempt(endpoint: Endpoint) -> memoryview:
             return await self._read_range(endpoint, offset, offset + length)
 
-        return await self._retrier.run(self._ranged(), attempt)
+        async def read() -> memoryview:
+            return await self._retrier.run(self._ranged(), attempt)
+
+        return await (read() if self._hedge is None else self._hedge.run(read))
 
     async def stream(self, start: int = 0) -> AsyncIterator[Bytes]:
         """The bytes from ``start`` to the end, in pieces of at most 256 KiB.
@@ -93,7 +98,7 @@ class RegistryBlob:
             try:
                 host, answer = await self._open_transfer(position)
                 try:
-                    async for piece in _paced(answer, self._rate, self._retrier.clock):
+                    async for piece in _paced(answer, self._rate):
                         if position + len(piece) > self.size:
                             raise WrongRange(
                                 f"{self._where(host)}: more than the {self.size} bytes announced"
@@ -109,7 +114,7 @@ class RegistryBlob:
                 if position - begun >= _PROGRESS_BYTES:
                     failures = 0
                 failures += 1
-                if not error.retryable or failures >= policy.attempts:
+                if not error.retryable or failures >= policy.stream_attempts:
                     raise
                 self._retrier.observer.retried(self._endpoints[-1].host, error.code)
                 wait = policy.backoff_seconds(failures, self._retrier.rng)
@@ -151,7 +156,7 @@ class RegistryBlob:
             self._repository,
             {"Range": range_header(start, stop)},
             missing=BlobNotFound,
-            place=self._places.get(endpoint.host),
+            place=self._places.get(endpoint),
         )
         try:
             check_partial(
@@ -168,7 +173,7 @@ class RegistryBlob:
         """The host that serves the rest of the blob from ``position``, and its answer, the body unread."""
 
         async def whole(endpoint: Endpoint) -> tuple[str, Answer]:
-            place = self._places.get(endpoint.host)
+            place = self._places.get(endpoint)
             answer = await endpoint.get(self._path, self._repository, {}, missing=BlobNotFound, place=place)
             try:
                 check_whole(answer.status, answer.headers, self.size, self._where(endpoint.host))
@@ -181,8 +186,8 @@ class RegistryBlob:
             return endpoint.host, await self._ask(endpoint, position, self.size)
 
         if position == 0:
-            return await self._retrier.run(self._endpoints, whole)
-        return await self._retrier.run(self._ranged(), rest)
+            return await self._retrier.once(self._endpoints, whole)
+        return await self._retrier.once(self._ranged(), rest)
 
     def _where(self, host: str) -> str:
         return f"{host}/{self._repository}: {self._path}"
@@ -202,17 +207,18 @@ async def _fill(answer: Answer, length: int, where: str) -> memoryview:
     return buffer.toreadonly()
 
 
-async def _paced(answer: Answer, rate: MinimumRate, clock: Clock) -> AsyncIterator[bytes]:
+async def _paced(answer: Answer, rate: MinimumRate) -> AsyncIterator[bytes]:
     """The body's pieces. Raises ``RegistryTimeout`` when a window of waiting brings too little.
 
     Only waiting counts: a consumer that takes its time does not make the registry slow.
     """
     needed = rate.bytes_per_second * rate.window_seconds
     waited, received = 0.0, 0
+    time = asyncio.get_running_loop().time
     pieces = answer.pieces()
     try:
         while True:
-            before = clock()
+            before = time()
             try:
                 async with asyncio.timeout(max(rate.window_seconds - waited, 0.0)) as limit:
                     piece = await anext(pieces, None)
@@ -224,7 +230,7 @@ async def _paced(answer: Answer, rate: MinimumRate, clock: Clock) -> AsyncIterat
                 ) from error
             if piece is None:
                 return
-            waited += clock() - before
+            waited += time() - before
             received += len(piece)
             if received >= needed:
                 waited, received = 0.0, 0

@@ -9,12 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import httpx
 
-from gateway.errors import BlobNotFound, ConfigurationError, InvalidManifest, ManifestNotFound
+from gateway.errors import AddressRefused, BlobNotFound, ConfigurationError, InvalidManifest, ManifestNotFound
 from gateway.reader import Blob
 from gateway.registry.auth import Authenticator
 from gateway.registry.blob import MinimumRate, RegistryBlob
+from gateway.registry.breaker import Breaker, Clock
 from gateway.registry.credentials import CredentialStore
 from gateway.registry.endpoint import Endpoint
+from gateway.registry.hedge import Hedge
 from gateway.registry.manifest import (
     ACCEPT,
     CONFIG_LIMIT_BYTES,
@@ -28,7 +30,7 @@ from gateway.registry.partial import check_encoding
 from gateway.registry.platform import parse_platform
 from gateway.registry.reference import Reference, is_digest
 from gateway.registry.resolve import resolve_image
-from gateway.registry.retry import Breaker, Clock, Retrier, RetryBudget, RetryPolicy, Sleep
+from gateway.registry.retry import Retrier, RetryBudget, RetryPolicy, Sleep
 from gateway.registry.source import Descriptor, Image
 from gateway.registry.transport import Transport, origin_of
 
@@ -38,7 +40,8 @@ class Registries:
 
     ``insecure_hosts`` (``host[:port]``) are spoken to over plain http. ``mirrors`` maps a registry
     (``docker.io``) to base URLs, asked in order before the registry itself. The times are plain values so
-    that tests can shrink them.
+    that tests can shrink them. ``hedge_reads`` sends a second request for a range that is slower than 95 % of
+    the latest ones.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class Registries:
         mirrors: Mapping[str, Sequence[str]] | None = None,
         policy: RetryPolicy | None = None,
         minimum_rate: MinimumRate | None = None,
+        hedge_reads: bool = False,
         observer: RegistryObserver | None = None,
         clock: Clock = time.monotonic,
         sleep: Sleep = asyncio.sleep,
@@ -73,6 +77,7 @@ class Registries:
             sleep=sleep,
             rng=rng,
         )
+        self.hedge = Hedge(self.retrier.budget, clock=clock) if hedge_reads else None
         self._breakers: dict[str, Breaker] = {}
         self._endpoints: dict[tuple[str, str, str | None], Endpoint] = {}
 
@@ -148,6 +153,7 @@ class RegistrySource:
             descriptor,
             retrier=self._registries.retrier,
             minimum_rate=self._registries.minimum_rate,
+            hedge=self._registries.hedge,
         )
 
     async def aclose(self) -> None:
@@ -233,14 +239,8 @@ def _base_url(text: str) -> httpx.URL:
     """A mirror's base URL. Raises ``ConfigurationError``."""
     try:
         url = httpx.URL(text)
-        if (
-            url.scheme in {"http", "https"}
-            and url.host
-            and not url.userinfo
-            and url.path == "/"
-            and not url.query
-        ):
+        if origin_of(url) and not url.userinfo and url.path == "/" and not url.query:
             return url
-    except httpx.InvalidURL:
+    except (httpx.InvalidURL, AddressRefused):
         pass
     raise ConfigurationError("a mirror is written http(s)://HOST[:PORT], without path, query or credentials")

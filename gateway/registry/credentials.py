@@ -35,11 +35,16 @@ _TOKEN_USER = "<token>"  # noqa: S105
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """A user name with a password, or an identity token (an OAuth2 refresh token)."""
+    """A user name with a password, or an identity token (an OAuth2 refresh token).
+
+    ``hosts`` are the registries (``host[:port]``) that may see a named entry; empty for any. Without them,
+    whoever may register a device could send the entry to a registry of his own.
+    """
 
     username: str = ""
     password: SecretStr | None = None
     identity_token: SecretStr | None = None
+    hosts: tuple[str, ...] = ()
 
     def basic(self) -> str | None:
         """The value of a Basic Authorization header, or None where there is no password."""
@@ -91,22 +96,27 @@ class CredentialStore:
         Raises ``ConfigurationError`` for an unreadable file, a failing helper or an unknown ``name``.
         """
         if name is not None:
-            try:
-                return self._named[name]
-            except KeyError:
-                raise ConfigurationError(
-                    f"no credentials are configured under the name {name[:100]!r}"
-                ) from None
+            return self._look_up_name(name, host)
         for file in self._files:
             content = await asyncio.to_thread(_read, file)
             if content is None:
                 continue
-            if helper := _helper_for(content, host):
-                if found := await self._ask_helper(helper, _HUB_KEY if host in _HUB_HOSTS else host):
-                    return found
-            elif found := _find(content, host, repository, file):
+            helper = _helper_for(content, host)
+            if helper and (found := await self._ask_helper(helper, _HUB_KEY if host in _HUB_HOSTS else host)):
+                return found
+            if found := _find(content, host, repository, file):
                 return found
         return None
+
+    def _look_up_name(self, name: str, host: str) -> Credentials:
+        found = self._named.get(name)
+        if found is None:
+            raise ConfigurationError(f"no credentials are configured under the name {name[:100]!r}")
+        if found.hosts and host not in found.hosts:
+            raise ConfigurationError(
+                f"the credentials {name!r} are not for {host}, but for {', '.join(found.hosts)}"
+            )
+        return found
 
     async def _ask_helper(self, helper: str, server: str) -> Credentials | None:
         if not _HELPER_NAME.fullmatch(helper):

@@ -23,8 +23,9 @@ from gateway.errors import (
     UpstreamError,
 )
 from gateway.registry.auth import Authenticator
+from gateway.registry.breaker import Breaker, Clock
 from gateway.registry.challenge import find_challenge, parse_challenges
-from gateway.registry.retry import Breaker, Clock, parse_retry_after
+from gateway.registry.retry import parse_retry_after
 from gateway.registry.transport import Answer, Transport, origin_of
 
 MAX_REDIRECTS = 5
@@ -33,6 +34,7 @@ _TOO_MANY_REQUESTS, _REQUEST_TIMEOUT, _SERVER_ERROR = 429, 408, 500
 # A place whose URL does not say how long it lives is asked for anew after this time, or when it answers 4xx.
 _UNKNOWN_LIFETIME_SECONDS = 300.0
 _MARGIN_SECONDS = 10.0
+_MAX_URLS = 1024
 _DIGITS = re.compile(r"[0-9]{1,12}")
 
 
@@ -90,6 +92,7 @@ class Endpoint:
         self.breaker = breaker
         self._base, self._origin = base, origin_of(base)
         self._transport, self._authenticator, self._clock = transport, authenticator, clock
+        self._urls: dict[str, httpx.URL] = {}
         self._range_memory_seconds = range_memory_seconds
         self._ranges_ignored_until = float("-inf")
 
@@ -117,7 +120,7 @@ class Endpoint:
         ``Transport.open`` and ``Authenticator`` raise, ``RegistryUnauthorized``, ``RegistryOverloaded`` or
         ``RegistryProtocolError``.
         """
-        url = self._base.join(f"/v2/{repository}/{path}")
+        url = self._url(f"/v2/{repository}/{path}")
         if place is None or place.direct:
             answer, _ = await self._walk(url, repository, headers)
         else:
@@ -127,6 +130,14 @@ class Endpoint:
             await answer.discard()
             raise error
         return answer
+
+    def _url(self, path: str) -> httpx.URL:
+        """Parsed URLs are kept: parsing one costs as much as a tenth of a whole request."""
+        if (url := self._urls.get(path)) is None:
+            if len(self._urls) >= _MAX_URLS:
+                self._urls.clear()
+            url = self._urls[path] = self._base.join(path)
+        return url
 
     async def _get_from_place(
         self, place: Place, url: httpx.URL, repository: str, headers: Mapping[str, str]
@@ -202,9 +213,11 @@ class Endpoint:
             await answer.discard()
             if renewed:
                 self._authenticator.forget(repository)
-                raise RegistryUnauthorized(
-                    f"{self.host}/{repository}: access denied with fresh authorization; may this user?"
+                basic = authorization is not None and authorization.startswith("Basic ")
+                what = (
+                    "the user name or password" if basic else "a fresh token; it may not be allowed to pull"
                 )
+                raise RegistryUnauthorized(f"{self.host}/{repository}: the registry refused {what}")
             if (
                 authorization
                 and authorization.startswith("Bearer ")

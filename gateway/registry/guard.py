@@ -15,6 +15,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Iterable
+from functools import lru_cache
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
@@ -132,6 +133,7 @@ class GuardedResolver(AbstractResolver):
         await self._resolver.close()
 
 
+@lru_cache(maxsize=1024)
 def literal_address(host: str) -> Address | None:
     """``host`` as an address where it is one (with or without brackets), else None."""
     try:
@@ -140,6 +142,7 @@ def literal_address(host: str) -> Address | None:
         return None
 
 
+@lru_cache(maxsize=1024)  # on the way of every request, and parsing an address is slow
 def canonical_host(host: str) -> str:
     """One spelling of a host: lower case, no final dot, no brackets, addresses in their shortest form."""
     name = host.lower().rstrip(".")

@@ -88,12 +88,13 @@ def digest_of(body: bytes) -> str:
 
 
 def parse_manifest(body: bytes, media_type: str, where: str) -> Manifest | Index:
-    """Parse a manifest or an index. ``media_type`` is what the transfer said; the document's own field wins.
+    """Parse a manifest or an index, by its own ``mediaType`` and its shape.
 
-    Raises ``InvalidManifest``; its text begins with ``where``.
+    ``media_type`` is what the transfer said; registries that label documents wrongly are common, so that it
+    is only shown in errors. Raises ``InvalidManifest``; its text begins with ``where``.
     """
     document = _parse_object(body, where)
-    own = document.get("mediaType") or media_type.partition(";")[0].strip()
+    own = document.get("mediaType")
     if document.get("schemaVersion") == 1 or "fsLayers" in document:
         raise InvalidManifest(
             f"{where}: a manifest of Docker's schema 1, which is not read; push the image again"
@@ -110,7 +111,9 @@ def parse_manifest(body: bytes, media_type: str, where: str) -> Manifest | Index
             parse_descriptor(document.get("config"), f"{where}: config"),
             tuple(parse_descriptor(item, f"{where}: layer {index}") for index, item in enumerate(layers)),
         )
-    raise InvalidManifest(f"{where}: neither a manifest nor an index (its type is {shown(str(own))})")
+    raise InvalidManifest(
+        f"{where}: neither a manifest nor an index (its type is {shown(str(own or media_type))})"
+    )
 
 
 def parse_descriptor(item: object, where: str) -> Descriptor:

@@ -34,7 +34,7 @@ def check_partial(
             f"{where}: ranges are ignored (status 200); layers cannot be read at random from there"
         )
     if status == _NOT_SATISFIABLE:
-        raise WrongRange(
+        raise RegistryProtocolError(
             f"{where}: bytes {start}-{stop - 1} are outside of what is there "
             f"({shown(headers.get('content-range', 'no Content-Range'))}); the manifest says {size} bytes"
         )

@@ -1,4 +1,4 @@
-"""When to ask again: backoff, Retry-After, a budget, a breaker per host, and the loop that joins them.
+"""When to ask again: backoff, Retry-After, a budget, and the loop that joins them with the breakers.
 
 This is the only layer that retries. Everything below it makes one attempt and says what happened; everything
 above it sees either the result or the last error. Clock, randomness and sleep are handed in.
@@ -16,15 +16,13 @@ from email.utils import parsedate_to_datetime
 from typing import Protocol, TypeVar
 
 from gateway.errors import RegistryOverloaded, RegistryTimeout, RegistryUnreachable, UpstreamError
-from gateway.registry.observe import BreakerState, RegistryObserver, SilentObserver
+from gateway.registry.breaker import Breaker, Clock
+from gateway.registry.observe import RegistryObserver, SilentObserver
 
-Clock = Callable[[], float]
 Sleep = Callable[[float], Awaitable[None]]
 T = TypeVar("T")
 
 RETRY_AFTER_CAP_SECONDS = 30.0
-# How long to wait for another request's probe before looking again.
-_PROBE_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +30,15 @@ class RetryPolicy:
     """Bounds of one request.
 
     ``attempt_seconds`` is for one exchange with one host, ``deadline_seconds`` for all of them together.
+    A stream has no deadline; it gives up after ``stream_attempts`` transfers in a row that brought next to
+    nothing.
     """
 
-    attempts: int = 4
+    attempts: int = 6
+    stream_attempts: int = 10
     deadline_seconds: float = 25.0
     attempt_seconds: float = 10.0
-    backoff_base_seconds: float = 0.1
+    backoff_base_seconds: float = 0.2
     backoff_cap_seconds: float = 5.0
     breaker_patience_seconds: float = 3.0
 
@@ -111,85 +112,6 @@ class RetryBudget:
         self._refilled_at = now
 
 
-class Breaker:
-    """Stops asking a host that fails. One per host.
-
-    ::
-
-        closed ──threshold failures in a row──▶ open ──cooldown over──▶ half open ──probe succeeds──▶ closed
-                                                 ▲                          │
-                                                 └─ probe fails,doubled ─┘
-
-    In half open exactly one request is let through. The cooldown is capped so that a registry that is back is
-    found within ``max_cooldown_seconds`` plus one request, which must stay below 10 s.
-    """
-
-    def __init__(
-        self,
-        host: str = "",
-        *,
-        threshold: int = 5,
-        cooldown_seconds: float = 1.0,
-        max_cooldown_seconds: float = 5.0,
-        clock: Clock = time.monotonic,
-        observer: RegistryObserver | None = None,
-    ) -> None:
-        self._host, self._threshold = host, threshold
-        self._first_cooldown, self._max_cooldown = cooldown_seconds, max_cooldown_seconds
-        self._clock = clock
-        self._observer = observer or SilentObserver()
-        self._failures = 0
-        self._cooldown = cooldown_seconds
-        self._open_until = 0.0
-        self._probing = False
-        self.state: BreakerState = "closed"
-
-    def wait_seconds(self) -> float:
-        """0 when a request may go out now; else how long until it is worth asking again. Changes nothing."""
-        if self.state == "closed":
-            return 0.0
-        remaining = self._open_until - self._clock()
-        if remaining > 0:
-            return remaining
-        return _PROBE_POLL_SECONDS if self._probing else 0.0
-
-    def enter(self) -> None:
-        """A request goes out. Only when ``wait_seconds()`` is 0; one of the next three must follow."""
-        if self.state != "closed":
-            self._probing = True
-            self._set("half_open")
-
-    def succeeded(self) -> None:
-        """The host answered."""
-        self._failures = 0
-        self._probing = False
-        self._cooldown = self._first_cooldown
-        self._set("closed")
-
-    def failed(self) -> None:
-        """The host did not answer, or said that it cannot."""
-        self._failures += 1
-        if self.state == "closed" and self._failures >= self._threshold:
-            self._open()
-        elif self.state == "half_open":
-            self._cooldown = min(self._cooldown * 2, self._max_cooldown)
-            self._open()
-
-    def abandoned(self) -> None:
-        """The request was cancelled: it proved nothing, and another may probe."""
-        self._probing = False
-
-    def _open(self) -> None:
-        self._probing = False
-        self._open_until = self._clock() + self._cooldown
-        self._set("open")
-
-    def _set(self, state: BreakerState) -> None:
-        if state != self.state:
-            self.state = state
-            self._observer.breaker_changed(self._host, state)
-
-
 class Target(Protocol):
     """A host to ask, as the loop sees it."""
 
@@ -250,6 +172,11 @@ class Retrier:
                     raise
                 self.observer.retried(targets[-1].host, error.code)
                 await self.sleep(delay)
+
+    async def once(self, targets: Sequence[TargetT], operation: Callable[[TargetT], Awaitable[T]]) -> T:
+        """One pass over the targets without a retry, for a caller that repeats by itself."""
+        self.budget.deposit()
+        return await self._pass(targets, operation, self.clock() + self.policy.deadline_seconds)
 
     async def _pass(
         self, targets: Sequence[TargetT], operation: Callable[[TargetT], Awaitable[T]], deadline: float

@@ -11,7 +11,7 @@ from gateway.registry.reference import Reference
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """An OCI content descriptor (image-spec, descriptor.md): what a blob is, its digest and its size in bytes."""
+    """An OCI content descriptor (image-spec, descriptor.md): its type, digest and size in bytes."""
 
     media_type: str
     digest: str
@@ -21,7 +21,7 @@ class Descriptor:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One layer of an image. ``diff_id`` is the digest of its decompressed tar, as the configuration promises."""
+    """One layer of an image. ``diff_id`` is the digest of its tar, as the configuration promises."""
 
     descriptor: Descriptor
     diff_id: str | None
@@ -31,8 +31,8 @@ class Layer:
 class Image:
     """One platform's image, its manifest and configuration verified against their digests.
 
-    ``reference`` is the canonical text of what was asked for (no secrets), ``digest`` the manifest's own digest,
-    ``config`` the configuration's JSON as it was stored. ``layers`` are in order, base first.
+    ``reference`` is the canonical text of what was asked for (no secrets), ``digest`` the manifest's own
+    digest, ``config`` the configuration's JSON as it was stored. ``layers`` are in order, base first.
     """
 
     reference: str

@@ -12,8 +12,11 @@ decompressed.
 
 from __future__ import annotations
 
+import logging
+import re
 import ssl
 from collections.abc import AsyncIterator, Callable
+from functools import cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, NamedTuple, cast
 
@@ -33,7 +36,12 @@ from gateway.errors import (
 )
 from gateway.registry.guard import AllowList, GuardedResolver, canonical_host, literal_address, refusal
 
+# httpx logs the URL of every request at INFO; a signed one is a secret.
+logging.getLogger("httpx").setLevel(logging.WARNING)
+
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+# Names (in ASCII) and addresses; no IPv6 scope, as an interface of this machine is nobody else's business.
+_HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
 _PIECE_BYTES = 256 * 1024
 # A body at most this long is read to its end when it is not wanted, so that the connection can serve again.
 _DRAIN_BYTES = 16 * 1024
@@ -49,7 +57,9 @@ class Origin(NamedTuple):
 
 def origin_of(url: httpx.URL) -> Origin:
     """Scheme, host and port of ``url``. Raises ``AddressRefused`` unless it is http or https."""
-    if url.scheme not in _DEFAULT_PORTS or not url.host:
+    if not _HOST.fullmatch(url.host):
+        raise AddressRefused(f"a registry named {url.host[:100]!r}, which is not a host")
+    if url.scheme not in _DEFAULT_PORTS:
         raise AddressRefused(
             f"a registry named a URL of scheme {url.scheme[:20]!r}; only http and https are followed"
         )
@@ -73,7 +83,7 @@ class Answer:
                 self.received_bytes += len(piece)
                 yield piece
         except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
-            raise _translate(error, self.host, body=True) from error
+            raise _translate(error, self.host, body=True) from None
 
     async def body(self, limit_bytes: int) -> bytes | None:
         """The whole body, or None as soon as it proves to be longer than ``limit_bytes``."""
@@ -164,7 +174,7 @@ class Transport:
             request = client.build_request(method, url, headers=headers, data=form)
             response = await client.send(request, stream=True, auth=None)
         except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError, ValueError) as error:
-            raise _translate(error, host, body=False) from error
+            raise _translate(error, host, body=False) from None
         return Answer(response, host)
 
     def _client(self, origin: Origin, *, trusted: bool) -> httpx.AsyncClient:
@@ -224,6 +234,7 @@ class _ExactSession:
         return self._session.request(method, yarl.URL(url, encoded=True), **options)
 
 
+@cache  # loading some hundred authorities takes longer than a test
 def _system_tls() -> ssl.SSLContext:
     """The system's certificate authorities, where private registries' own are installed, and certifi's."""
     context = httpx.create_ssl_context(trust_env=False)
@@ -232,7 +243,7 @@ def _system_tls() -> ssl.SSLContext:
 
 
 def _translate(error: Exception, host: str, *, body: bool) -> UpstreamError:
-    """The error of this tree. Its text never carries the library's own, which may hold a signed URL."""
+    """The error of this tree. It neither carries the library's text nor is chained to it: that holds signed URLs."""
     cause = error.__cause__ or error
     kind = type(cause).__name__
     if isinstance(cause, TimeoutError | httpx.TimeoutException):

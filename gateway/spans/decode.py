@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from gateway.errors import ChainMismatch, SpanMismatch
+from gateway.errors import ChainMismatch, CorruptStream, IndexDamaged, SpanMismatch
 from gateway.gzran.inflate import inflate_span
 from gateway.gzran.zinfo import WINDOW_BYTES
 from gateway.reader import Bytes
@@ -19,7 +19,8 @@ def decode(
     ``window`` is ``None`` for bytes that are stored as they are. ``next_window`` is what the decoded span has to end
     with (the chain check); ``None`` where there is no next checkpoint. ``where`` names the layer in errors.
 
-    Raises ``SpanMismatch``, ``ChainMismatch`` or ``CorruptStream``.
+    Raises ``SpanMismatch`` or ``CorruptStream`` when the fetched bytes are wrong, ``ChainMismatch`` when an unproven
+    checkpoint is, ``IndexDamaged`` when the bytes are right and what was recorded of them here is not.
     """
     if len(fetched) != span.in_length:
         raise SpanMismatch(f"{where}: {len(fetched)} bytes fetched where {span.in_length} belong")
@@ -30,14 +31,24 @@ def decode(
         )
     if window is None:
         return fetched
-    data = inflate_span(fetched, span.bits, window, span.out_length, first=first, exact=not span.proven)
-    if span.proven and hashlib.sha256(data).digest() != span.out_sha256:
-        raise SpanMismatch(
-            f"{where}: bytes {span.out_start}..{span.out_stop} decode to something else than when they were indexed; "
-            "the local checkpoint is damaged"
-        )
+    if span.proven:
+        return _decode_proven(span, fetched, window, first=first, where=where)
+    data = inflate_span(fetched, span.bits, window, span.out_length, first=first, exact=True)
     if next_window is not None:
         check_chain(data, next_window, where)
+    return data
+
+
+def _decode_proven(span: Span, fetched: Bytes, window: Bytes, *, first: bool, where: str) -> Bytes:
+    """The compressed bytes have their digest: whatever goes wrong from here on is the local checkpoint's fault."""
+    try:
+        data = inflate_span(fetched, span.bits, window, span.out_length, first=first)
+    except CorruptStream as error:
+        raise IndexDamaged(
+            f"{where}: the local checkpoint at {span.out_start} is damaged; indexing again"
+        ) from error
+    if hashlib.sha256(data).digest() != span.out_sha256:
+        raise IndexDamaged(f"{where}: the local checkpoint at {span.out_start} is damaged; indexing again")
     return data
 
 

@@ -22,7 +22,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from gateway.errors import StorageError
+from gateway.errors import IndexDamaged, StorageError
 from gateway.gzran import zinfo
 from gateway.spans.table import SpanTable
 
@@ -69,10 +69,19 @@ class LayerIndex:
         self.table = table
         self.windows = windows
         self.index_id = folder.name
+        self._inode = folder.stat().st_ino
+
+    @property
+    def current(self) -> bool:
+        """Whether the folder is still the one that was opened: it is replaced when it proves to be damaged."""
+        try:
+            return self.folder.stat().st_ino == self._inode
+        except OSError:
+            return False
 
     @classmethod
     def open(cls, folder: Path) -> LayerIndex | None:
-        """Open a folder; ``None`` when there is none. Raises ``StorageError`` when it is damaged."""
+        """Open a folder; ``None`` when there is none. Raises ``IndexDamaged``, ``StorageError`` when it cannot be read."""
         try:
             text = (folder / FACTS).read_bytes()
             records = (folder / SPANS).read_bytes()
@@ -83,12 +92,10 @@ class LayerIndex:
         try:
             facts = LayerFacts.model_validate_json(text)
             if hashlib.sha256(records).hexdigest() != facts.spans_sha256:
-                raise StorageError(
-                    f"{folder / SPANS} does not have its digest; remove the folder to index again"
-                )
+                raise IndexDamaged(f"{folder / SPANS} does not have its digest")
             table = SpanTable(records)
         except (ValidationError, ValueError) as error:
-            raise StorageError(f"{folder} is damaged; remove it to index the layer again") from error
+            raise IndexDamaged(f"{folder} is damaged") from error
         windows = Windows(folder / CHECKPOINTS, table.count) if facts.kind == "gzip" else None
         return cls(folder, facts, table, windows)
 
@@ -106,16 +113,12 @@ class Windows:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 if os.fstat(fd).st_size != zinfo.HEADER_BYTES + count * zinfo.RECORD_BYTES:
-                    raise StorageError(
-                        f"{path} does not hold {count} checkpoints; remove its folder to index the layer again"
-                    )
+                    raise IndexDamaged(f"{path} does not hold {count} checkpoints")
                 self._map = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
             finally:
                 os.close(fd)
         except (OSError, ValueError) as error:
-            raise StorageError(
-                f"{path} cannot be read; remove its folder to index the layer again"
-            ) from error
+            raise IndexDamaged(f"{path} cannot be read") from error
 
     def window(self, index: int) -> bytes:
         """The window of checkpoint ``index``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.gateway import make_layout, quiet_logs, running
+from tests.support.inprocess import make_layout, quiet_logs, running
 
 
 @pytest.fixture(scope="session", autouse=True)

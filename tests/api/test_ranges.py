@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.gateway import BASE, UPPER, running
+from tests.support.inprocess import BASE, UPPER, running
 
 SIZE = -(-len(BASE) // 512) * 512
 TRUTH = BASE + bytes(SIZE - len(BASE))

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from gateway.devices.catalog import Catalog, Generation
-from tests.support.gateway import empty_catalog, quiet_logs
+from tests.support.inprocess import empty_catalog, quiet_logs
 
 
 @pytest.fixture(scope="session", autouse=True)

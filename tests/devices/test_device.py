@@ -137,7 +137,7 @@ async def test_a_stream_is_right_up_to_the_piece_that_fails(make_store, made):
     device, truth, sources = build([made[0], made[6]], make_store())
     sources[1].error = failure(BlobNotFound)
     got = b""
-    with pytest.raises(BlobNotFound):
+    with pytest.raises(BlobNotFound):  # noqa: PT012
         async for piece in device.stream(0, device.size):
             got += piece
     assert got == truth[: len(got)]

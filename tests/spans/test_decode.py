@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.errors import ChainMismatch, CorruptStream, IntegrityError, SpanMismatch
+from gateway.errors import ChainMismatch, CorruptStream, IndexDamaged, IntegrityError, SpanMismatch
 from gateway.gzran.zinfo import WINDOW_BYTES
 from gateway.spans.decode import check_chain, decode
 from gateway.spans.table import UNKNOWN
@@ -75,13 +75,13 @@ def test_a_flipped_bit_of_the_blob_is_refused(parts, data):
 
 def test_a_wrong_window_is_refused_by_the_digest(parts):
     span, fetched, window, following = parts[1]
-    with pytest.raises(IntegrityError):
+    with pytest.raises(IndexDamaged):
         decode(span, fetched, bytes(b ^ 0xFF for b in window), following, first=False, where="here")
 
 
 def test_a_window_cut_short_is_refused(parts):
     span, fetched, window, following = parts[1]
-    with pytest.raises(IntegrityError):
+    with pytest.raises(IndexDamaged):
         decode(span, fetched, window[:100], following, first=False, where="here")
 
 

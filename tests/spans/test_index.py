@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.errors import StorageError
+from gateway.errors import IndexDamaged, StorageError
 from gateway.spans.index import CHECKPOINTS, FACTS, SPANS, LayerIndex, index_id
 from tests.support import gzips
 from tests.support.layers import content, index_blob
@@ -56,13 +56,13 @@ def test_a_folder_without_its_facts_or_spans_counts_as_none(folder, name):
 def test_a_damaged_folder_is_refused(folder, name, change):
     path = folder / name
     path.write_bytes(change(path.read_bytes()))
-    with pytest.raises(StorageError, match="remove"):
+    with pytest.raises(IndexDamaged):
         LayerIndex.open(folder)
 
 
 def test_a_folder_without_checkpoints_is_refused(folder):
     (folder / CHECKPOINTS).unlink()
-    with pytest.raises(StorageError, match="remove"):
+    with pytest.raises(IndexDamaged):
         LayerIndex.open(folder)
 
 

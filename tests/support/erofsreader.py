@@ -147,6 +147,8 @@ class Volume:
     @staticmethod
     def one_xattr(raw: bytes) -> tuple[dict[bytes, bytes], int]:
         name_length, index, value_length = unpack_from("<BBH", raw)
+        if raw[:4] == bytes(4):
+            return {}, 4  # where mkfs.erofs stripped one
         name = PREFIX[index] + raw[4 : 4 + name_length]
         end = 4 + name_length + value_length
         return {name: raw[4 + name_length : end]}, end + -end % 4

@@ -249,6 +249,8 @@ class FaultRegistry:
         self._blobs: dict[str, bytes] = {}
         self._manifests: dict[tuple[str, str], tuple[str, bytes]] = {}
         self._faults: list[_Injected] = []
+        self._arrival = asyncio.Event()
+        self.connections_accepted = 0
         self._servers: list[asyncio.Server] = []
         self._connections: set[asyncio.Task[None]] = set()
         self.host = self.storage_host = ""
@@ -339,6 +341,12 @@ class FaultRegistry:
             if part_of_path in request.path and (request.range is not None or not ranges_only)
         ]
 
+    async def arrived(self, part_of_path: str = "", count: int = 1) -> None:
+        """Wait until ``count`` requests with ``part_of_path`` have come in."""
+        while self.count(part_of_path) < count:
+            self._arrival.clear()
+            await self._arrival.wait()
+
     # --- life
 
     async def __aenter__(self) -> Self:
@@ -361,6 +369,7 @@ class FaultRegistry:
 
     def _handler(self, *, to_storage: bool) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], None]:
         def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self.connections_accepted += 1
             task = asyncio.ensure_future(self._serve(reader, writer, to_storage=to_storage))
             self._connections.add(task)
             task.add_done_callback(self._connections.discard)
@@ -373,6 +382,7 @@ class FaultRegistry:
         try:
             while (request := await _read_request(reader, to_storage=to_storage)) is not None:
                 self.requests.append(request)
+                self._arrival.set()
                 if self.latency_seconds:
                     await asyncio.sleep(self.latency_seconds)
                 if not await self._send(writer, request, self._reply(request)):
@@ -448,7 +458,7 @@ class FaultRegistry:
         if self.scheme == "bearer" and given != f"Bearer t{self._token_generation}":
             if given and self.stale_token_scheme == "basic":
                 return Reply(401, {"WWW-Authenticate": 'Basic realm="registry"'})
-            realm = self.realm or f"http://{self.host}/token"
+            realm = f"http://{self.host}/token" if self.realm is None else self.realm
             scope = f"repository:{repository}:pull"
             value = f'Bearer realm="{realm}",service="fault,registry",scope="{scope}",error="invalid_token"'
             return Reply(401, {"WWW-Authenticate": value})
@@ -507,9 +517,10 @@ class FaultRegistry:
 
 
 async def _read_request(reader: asyncio.StreamReader, *, to_storage: bool) -> Request | None:
-    line = await reader.readline()
-    if not line:
+    first = await reader.read(1)
+    if first in {b"", b"\x16"}:  # the end, or a TLS handshake
         return None
+    line = first + await reader.readline()
     method, target, _ = line.decode("latin-1").split()
     headers: dict[str, str] = {}
     while (line := await reader.readline()).strip():

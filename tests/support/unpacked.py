@@ -22,7 +22,7 @@ TYPES = {
 }
 
 
-class Unpackable(Exception):
+class UnpackError(Exception):
     pass
 
 
@@ -66,7 +66,7 @@ def pack(members: list[Member], form: int = tarfile.PAX_FORMAT) -> bytes:
 
 
 def unpack(layers: list[list[Member]]) -> dict[bytes, Member]:
-    """Path to member after all layers; hard links are the same object. ``Unpackable`` where an unpacker fails."""
+    """Path to member after all layers; hard links are the same object. ``UnpackError`` where an unpacker fails."""
     tree: dict[bytes, Member] = {b"": Member(b"", stat.S_IFDIR, 0o755)}
     for members in layers:
         for member in members:
@@ -95,11 +95,11 @@ def place(tree: dict[bytes, Member], member: Member) -> None:
         if parent not in tree:
             tree[parent] = Member(parent, stat.S_IFDIR, 0o755)
         elif tree[parent].kind != stat.S_IFDIR:
-            raise Unpackable(path)
+            raise UnpackError(path)
     if member.kind == 0:
         source = tree.get(member.target)
-        if source is None or source.kind == stat.S_IFDIR or member.target == path or source is tree.get(path):
-            raise Unpackable(path)
+        if source is None or source.kind == stat.S_IFDIR or member.target == path:
+            raise UnpackError(path)
         remove(tree, path)
         tree[path] = source
         return

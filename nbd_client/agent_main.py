@@ -1,0 +1,145 @@
+"""The agent's process: ``python -m nbd_client.agent_main --run-dir DIR``. Started by the command line or systemd.
+
+Kept apart from the command line's imports: an agent that waits costs little memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ctypes
+import fcntl
+import logging
+import os
+import signal
+import sys
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from nbd_client.agent import Agent
+from nbd_client.config import load
+from nbd_client.control import DEFAULT_RUN_DIR, serve_control, socket_path
+from nbd_client.errors import KernelUnsupported, NodeError
+from nbd_client.kernel.attach import Attachment, KernelAttachment
+from nbd_client.kernel.ioctl import IoctlAttachment
+from nbd_client.kernel.netlink import NbdNetlink
+from nbd_client.kernel.sysfs import Sysfs
+from nbd_client.recovery import Records
+from nbd_client.server import clear_stale_socket
+from nbd_client.serving import run_loop
+from nbd_client.source.stack import open_source
+
+log = logging.getLogger(__name__)
+
+_PR_SET_IO_FLUSHER = 57
+_OOM_SCORE = "-900"
+_MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
+
+
+def main() -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="blockgate-nbd agent", description="Hold NBD devices.")
+    parser.add_argument("--run-dir", type=Path, default=DEFAULT_RUN_DIR)
+    run_dir: Path = parser.parse_args().run_dir.absolute()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = os.open(run_dir / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.info("another agent serves %s", run_dir)
+        return 0
+    os.truncate(lock, 0)
+    os.write(lock, f"{os.getpid()}\n".encode())
+    os.chdir("/")  # no file system is kept from being unmounted
+    harden()
+    try:
+        run_loop(_run(run_dir))
+    except NodeError as error:
+        log.error("%s", error)
+        return 1
+    return 0
+
+
+def harden() -> None:
+    """What keeps a process alive that the node's own file systems wait for; as far as it is allowed.
+
+    PR_SET_IO_FLUSHER: memory reclaim never waits for the device that this very process serves (before any
+    thread starts: it is inherited). mlockall on fault: what was touched is not swapped out.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_IO_FLUSHER, 1, 0, 0, 0)
+    libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT)
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
+
+
+async def _run(run_dir: Path) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    sysfs = Sysfs()
+    open_url = partial(open_source, options=load().source_options())
+    agent = Agent(Records(run_dir), _LazyKernel(sysfs).get, sysfs, open_url=open_url)
+    await agent.recover()
+
+    async def listed() -> object:
+        return agent.list()
+
+    async def show(device: str) -> object:
+        return agent.show(device)
+
+    async def export(url: str, path: str) -> int:
+        return await agent.export(url, Path(path))
+
+    async def unexport(path: str) -> None:
+        await agent.unexport(Path(path))
+
+    clear_stale_socket(socket_path(run_dir))
+    control = await serve_control(
+        run_dir,
+        {
+            "attach": agent.attach,
+            "detach": agent.detach,
+            "reattach": agent.reattach,
+            "list": listed,
+            "show": show,
+            "recovered": agent.wait_recovered,
+            "export": export,
+            "unexport": unexport,
+        },
+    )
+    resting = loop.create_task(agent.rest_idle())
+    try:
+        await stop.wait()
+    finally:
+        control.close()
+        socket_path(run_dir).unlink(missing_ok=True)
+        resting.cancel()
+        await agent.park()
+        log.info("parked; devices wait for the next agent")
+
+
+class _LazyKernel:
+    """The driver is looked for when a device is asked for: exports work without it."""
+
+    def __init__(self, sysfs: Sysfs) -> None:
+        self._sysfs = sysfs
+        self._kernel: Attachment | None = None
+
+    def get(self) -> Attachment:
+        if self._kernel is None:
+            try:
+                self._kernel = KernelAttachment(NbdNetlink.open(), self._sysfs)
+            except KernelUnsupported as error:
+                if not self._sysfs.devices():
+                    raise
+                log.warning("%s; ioctl is used, so devices do not outlive this process", error)
+                self._kernel = IoctlAttachment(self._sysfs)
+        return self._kernel
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""``blockgate-nbd``: arguments in, exit codes out (0, 1 for a failure, 2 for wrong usage)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nbd_client.control import DEFAULT_RUN_DIR, ask, ensure_agent, running
+from nbd_client.errors import InvalidOption, NodeError, UsageError
+from nbd_client.options import MountOptions, parse_options, specification
+
+_MAX_PORT = 65535
+
+app = typer.Typer(
+    name="blockgate-nbd",
+    help="Byte ranges of a URL as a block device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _root() -> None:
+    """Byte ranges of a URL as a block device."""
+
+
+@app.command()
+def serve(
+    url: Annotated[str, typer.Argument(help="Any URL that answers Range requests.")],
+    unix: Annotated[Path | None, typer.Option(help="Listen on this unix socket.")] = None,
+    tcp: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Listen on this address.")] = None,
+    export_name: Annotated[str, typer.Option(help="Name of the export besides the empty one.")] = "",
+    connections: Annotated[int | None, typer.Option(help="HTTP connections at a time.")] = None,
+    cache: Annotated[str | None, typer.Option(help="Memory for what was read, as 64MiB.")] = None,
+    readahead: Annotated[str | None, typer.Option(help="Largest readahead, as 8MiB; 0: none.")] = None,
+) -> None:
+    """Serve URL over NBD until SIGTERM or SIGINT. The kernel is not needed."""
+    from nbd_client.config import load  # noqa: PLC0415  --help stays quick
+    from nbd_client.serving import Listen, serve_forever  # noqa: PLC0415
+
+    listen = Listen(unix.absolute() if unix else None, parse_address(tcp) if tcp else None)
+    if listen.unix is None and listen.tcp is None:
+        raise InvalidOption("say where to listen: --unix PATH or --tcp HOST:PORT")
+    settings = load(connections=connections, cache=cache, readahead=readahead)
+    serve_forever(url, listen, export_name=export_name, options=settings.source_options())
+
+
+class Via(Enum):
+    """Ways of mounting."""
+
+    auto = "auto"
+    kernel = "kernel"
+    fuse = "fuse"
+
+
+_RunDir = Annotated[Path, typer.Option(envvar="BLOCKGATE_NBD_RUN_DIR", help="The agent's folder.")]
+_Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+@app.command()
+def attach(
+    url: Annotated[str, typer.Argument(help="Any URL that answers Range requests.")],
+    device: Annotated[str | None, typer.Option(help="/dev/nbdN; by default the first free one.")] = None,
+    run_dir: _RunDir = DEFAULT_RUN_DIR,
+) -> None:
+    """Make URL a block device; prints its path."""
+    ensure_agent(run_dir)
+    print(ask(run_dir, "attach", url=url, device=device))
+
+
+@app.command()
+def detach(
+    device: Annotated[str, typer.Argument(help="/dev/nbdN")],
+    force: Annotated[bool, typer.Option("--force", help="Even while mounted: all its I/O fails.")] = False,
+    run_dir: _RunDir = DEFAULT_RUN_DIR,
+) -> None:
+    """Take a device down."""
+    ensure_agent(run_dir)
+    ask(run_dir, "detach", device=device, force=force)
+
+
+@app.command("list")
+def list_devices(as_json: _Json = False, run_dir: _RunDir = DEFAULT_RUN_DIR) -> None:
+    """Show what is attached."""
+    if not running(run_dir) and not any(run_dir.glob("*.device.json")):
+        devices = []
+    else:
+        ensure_agent(run_dir)
+        devices = ask(run_dir, "list")
+    if as_json:
+        print(json.dumps(devices, indent=1))
+        return
+    for device in devices:
+        mounted = f" on {device['mountpoint']}" if device["mountpoint"] else ""
+        print(f"{device['device']}  {device['state']}  {device['size']}  {device['url']}{mounted}")
+
+
+@app.command()
+def reattach(
+    device: Annotated[str | None, typer.Argument(help="/dev/nbdN")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every recorded device.")] = False,
+    run_dir: _RunDir = DEFAULT_RUN_DIR,
+) -> None:
+    """Bring parked devices back; starting the agent already does it for all of them."""
+    if (device is None) != every:
+        raise InvalidOption("name one device, or say --all")
+    ensure_agent(run_dir)
+    ask(run_dir, "recovered")
+    for one in ask(run_dir, "list"):
+        if (every or one["device"] == device) and one["state"] != "attached":
+            ask(run_dir, "reattach", device=one["device"])
+    if device is not None:
+        ask(run_dir, "show", device=device)
+
+
+@app.command()
+def mount(
+    source: Annotated[str, typer.Argument(metavar="URL|IMAGE", help="A URL of an EROFS image, or an image.")],
+    mountpoint: Annotated[Path, typer.Argument(help="A folder.")],
+    option: Annotated[
+        list[str] | None, typer.Option("-o", help="Mount options; oci.* as mount.erofs.")
+    ] = None,
+    via: Annotated[
+        Via, typer.Option(help="The kernel's NBD driver, or nbdfuse and a loop device.")
+    ] = Via.auto,
+    gateway: Annotated[
+        str, typer.Option(envvar="BLOCKGATE_URL", help="The gateway that reads images.")
+    ] = "http://127.0.0.1:8080",
+    run_dir: _RunDir = DEFAULT_RUN_DIR,
+) -> None:
+    """Mount an image, or the EROFS image behind a URL, read-only."""
+    from nbd_client.mount import mount_url  # noqa: PLC0415  --help stays quick
+
+    options = parse_options(",".join(option or []))
+    url = source
+    if "://" not in source:
+        url = register_image(source, options, gateway)
+    elif options.oci:
+        raise InvalidOption("oci.* options are about an image; this source is a URL")
+    way = mount_url(url, mountpoint, via=via.value, options=options.kernel, run_dir=run_dir)
+    print(f"mounted {source} on {mountpoint} ({way})")
+
+
+def register_image(image: str, options: MountOptions, gateway: str) -> str:
+    """Have the gateway read an image; the URL of the device. Asked again, it is the same device."""
+    from nbd_client.config import gateway_token  # noqa: PLC0415  pydantic is slow to import
+    from nbd_client.gateway import GatewayClient, device_name  # noqa: PLC0415  httpx is, too
+
+    with GatewayClient(gateway, token=gateway_token()) as client:
+        metadata = client.upload(Path(options.local_meta)) if options.local_meta else None
+        zinfo = client.upload(Path(options.zinfo)) if options.zinfo else None
+        wanted = specification(image, options, metadata, zinfo)
+        name = device_name(wanted)
+        client.register(name, wanted)
+        with waiting(image) as progress:
+            return client.wait_ready(name, progress)
+
+
+@contextmanager
+def waiting(title: str) -> Iterator[Callable[[str, int, int | None], None]]:
+    """A progress bar on a terminal, a plain line per phase otherwise."""
+    if sys.stderr.isatty():
+        from rich.console import Console  # noqa: PLC0415
+        from rich.progress import Progress  # noqa: PLC0415
+
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(title, total=None)
+            yield lambda phase, done, total: bar.update(
+                task, description=f"{title}: {phase}", completed=done, total=total
+            )
+        return
+    seen: set[str] = set()
+
+    def line(phase: str, _done: int, _total: int | None) -> None:
+        if phase not in seen:
+            seen.add(phase)
+            print(f"{title}: {phase}", file=sys.stderr)
+
+    yield line
+
+
+@app.command()
+def umount(
+    mountpoint: Annotated[Path, typer.Argument(help="A folder that mount mounted on.")],
+    run_dir: _RunDir = DEFAULT_RUN_DIR,
+) -> None:
+    """Unmount, and detach what was attached for it."""
+    from nbd_client.mount import umount as undo  # noqa: PLC0415  --help stays quick
+
+    undo(mountpoint, run_dir=run_dir)
+
+
+@app.command()
+def doctor(run_dir: _RunDir = DEFAULT_RUN_DIR) -> None:
+    """Say what works on this machine, and what to do about the rest."""
+    from nbd_client.doctor import can_mount, examine  # noqa: PLC0415  --help stays quick
+
+    findings = list(examine(run_dir))
+    for finding in findings:
+        advice = f" -> {finding.advice}" if finding.advice else ""
+        print(f"{'ok' if finding.good else '--'}  {finding.subject}: {finding.text}{advice}")
+    if not can_mount(findings):
+        raise typer.Exit(1)
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """``HOST:PORT`` or ``[IPV6]:PORT``. Raises ``InvalidOption``."""
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise InvalidOption(f"{text}: put an IPv6 address in brackets, as in [::1]:10809")
+    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > _MAX_PORT:
+        raise InvalidOption(f"{text}: an address looks like 127.0.0.1:10809")
+    return host, int(port)
+
+
+def main() -> None:
+    """Entry point."""
+    try:
+        app()
+    except NodeError as error:
+        print(f"blockgate-nbd: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+
+
+if __name__ == "__main__":
+    main()

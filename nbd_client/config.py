@@ -1,0 +1,95 @@
+"""The node client's configuration: the only reader of the environment.
+
+Flags win over environment variables (``BLOCKGATE_NBD_…``), those over the TOML file, that over the defaults.
+Unknown keys are refused. The result is frozen and handed down as plain values.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import ByteSize, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from nbd_client.errors import InvalidOption
+from nbd_client.source.http import HttpLimits
+from nbd_client.source.readahead import ReadaheadPolicy
+from nbd_client.source.retry import RetryPolicy
+from nbd_client.source.stack import SourceOptions
+
+DEFAULT_CONFIG_FILE = Path("/etc/blockgate/nbd.toml")
+_MIB = 1 << 20
+
+_Seconds = Annotated[float, Field(gt=0, le=3600)]
+
+
+class NodeSettings(BaseSettings):
+    """Every setting, with its default and meaning."""
+
+    model_config = SettingsConfigDict(env_prefix="BLOCKGATE_NBD_", frozen=True, extra="forbid")
+
+    run_dir: Path = Field(Path("/run/blockgate-nbd"), description="The agent's socket, log and records")
+    connections: int = Field(64, ge=1, le=1024, description="HTTP connections at a time, per device")
+    cache: ByteSize = Field(ByteSize(64 * _MIB), description="Memory for what was read, per device in use")
+    readahead: ByteSize = Field(ByteSize(8 * _MIB), description="Largest readahead of one stream; 0: none")
+    connect_timeout_seconds: _Seconds = Field(10.0, description="For connecting")
+    attempt_timeout_seconds: _Seconds = Field(
+        27.0, description="For one HTTP request; longer than the gateway's own 25 s, shorter than the next"
+    )
+    read_timeout_seconds: _Seconds = Field(
+        60.0, description="For one read with all its retries; shorter than the kernel's 90 s"
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, environment, file; nothing else."""
+        del dotenv_settings, file_secret_settings
+        path = Path(os.environ.get("BLOCKGATE_NBD_CONFIG", DEFAULT_CONFIG_FILE))
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, path)
+
+    def source_options(self) -> SourceOptions:
+        """How sources read, with the token that the environment holds."""
+        window = int(self.readahead)
+        return SourceOptions(
+            http=HttpLimits(
+                connections=self.connections,
+                connect_timeout_seconds=self.connect_timeout_seconds,
+                attempt_timeout_seconds=self.attempt_timeout_seconds,
+            ),
+            retry=RetryPolicy(total_seconds=self.read_timeout_seconds),
+            # Two streams at full length; never more than half of the cache, or it would push itself out.
+            readahead=ReadaheadPolicy(window_bytes=window, total_bytes=min(2 * window, int(self.cache) // 2)),
+            cache_bytes=int(self.cache),
+            token=gateway_token(),
+        )
+
+
+def load(**flags: Any) -> NodeSettings:
+    """The settings, ``flags`` that are not None winning. Raises ``InvalidOption`` naming the setting."""
+    try:
+        return NodeSettings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"])) or "settings"
+        raise InvalidOption(f"{name}: {first['msg']} (a flag, BLOCKGATE_NBD_…, or the file)") from None
+    except ValueError as error:  # the file is no TOML
+        raise InvalidOption(f"the configuration file cannot be understood: {error}") from error
+
+
+def gateway_token() -> str | None:
+    """The bearer token for the gateway; from the environment, so that it is in no argument list or record."""
+    return os.environ.get("BLOCKGATE_TOKEN") or None

@@ -1,0 +1,182 @@
+"""Everything that can go wrong on a node, as one tree.
+
+A leaf says what happened (its ``code`` is stable and documented), whether trying again may help
+(``retryable``), and in its text what is wrong, where, and what to do. The one table that turns errors
+into NBD error numbers is :func:`nbd_client.server.errno_of`.
+
+::
+
+    NodeError
+    ├── UsageError                     the caller asked for something that cannot be
+    │   ├── InvalidUrl                 not a URL that can be served
+    │   ├── InvalidOption              an option or address that makes no sense
+    │   └── OutOfRange                 a read outside of the device
+    ├── ProtocolError                  NBD: the other side broke a rule
+    │   ├── ClientProtocolError        ... and it was the client
+    │   └── ServerProtocolError        ... and it was the server
+    ├── SourceError                    the URL did not deliver
+    │   ├── SourceUnreachable          DNS, connect, reset, TLS
+    │   ├── SourceTimeout              no whole answer before the deadline
+    │   ├── SourceOverloaded           408, 429 or 5xx
+    │   ├── SourceRefused              any other status: asking again cannot help
+    │   ├── SourceChanged              other content under the same URL
+    │   ├── SourceProtocolError        an answer that no HTTP server may give
+    │   ├── RangeIgnored               200 for a range
+    │   ├── WrongRange                 206 for other bytes than asked for
+    │   └── TruncatedBody              fewer bytes than announced
+    ├── GatewayError                   a control call to the gateway was answered with a problem
+    ├── ServerStopped                  the server is going down
+    ├── KernelError                    the kernel's NBD driver, sysfs or mount said no
+    │   ├── KernelUnsupported          no driver, no privilege
+    │   ├── DeviceBusy                 somebody holds the device open
+    │   ├── DeviceUnknown              not attached by this agent
+    │   └── MountFailed                mount or umount
+    ├── AgentError                     the agent cannot be reached or started
+    ├── ToolMissing                    a program that is needed is not installed
+    └── RecordInvalid                  a recovery record cannot be understood
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+
+class NodeError(Exception):
+    """Root of the tree. ``str(error)`` is for people; ``code`` is for programs."""
+
+    code: ClassVar[str] = "internal"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, detail: str, *, retry_after_seconds: float | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.retry_after_seconds = retry_after_seconds
+
+
+class UsageError(NodeError):
+    code = "usage"
+
+
+class InvalidUrl(UsageError):
+    code = "invalid_url"
+
+
+class InvalidOption(UsageError):
+    code = "invalid_option"
+
+
+class OutOfRange(UsageError):
+    code = "out_of_range"
+
+
+class ProtocolError(NodeError):
+    code = "nbd_protocol"
+
+
+class ClientProtocolError(ProtocolError):
+    code = "nbd_client_protocol"
+
+
+class ServerProtocolError(ProtocolError):
+    code = "nbd_server_protocol"
+
+
+class SourceError(NodeError):
+    code = "source"
+
+
+class SourceUnreachable(SourceError):
+    code = "source_unreachable"
+    retryable = True
+
+
+class SourceTimeout(SourceError):
+    code = "source_timeout"
+    retryable = True
+
+
+class SourceOverloaded(SourceError):
+    code = "source_overloaded"
+    retryable = True
+
+
+class SourceRefused(SourceError):
+    code = "source_refused"
+
+
+class SourceChanged(SourceError):
+    code = "source_changed"
+
+
+class SourceProtocolError(SourceError):
+    code = "source_protocol"
+
+
+class RangeIgnored(SourceError):
+    code = "source_range_ignored"
+
+
+class WrongRange(SourceError):
+    code = "source_wrong_range"
+
+
+class TruncatedBody(SourceError):
+    """``received`` bytes of the announced body arrived and are good."""
+
+    code = "source_truncated"
+    retryable = True
+
+    def __init__(self, detail: str, *, received: int) -> None:
+        super().__init__(detail)
+        self.received = received
+
+
+class GatewayError(NodeError):
+    code = "gateway"
+
+
+class ServerStopped(NodeError):
+    code = "server_stopped"
+
+
+class KernelError(NodeError):
+    code = "kernel"
+
+
+class KernelUnsupported(KernelError):
+    code = "kernel_unsupported"
+
+
+class DeviceBusy(KernelError):
+    code = "device_busy"
+    retryable = True
+
+
+class DeviceUnknown(KernelError):
+    code = "device_unknown"
+
+
+class MountFailed(KernelError):
+    code = "mount_failed"
+
+
+class AgentError(NodeError):
+    code = "agent"
+
+
+class ToolMissing(NodeError):
+    code = "tool_missing"
+
+
+class RecordInvalid(NodeError):
+    code = "record_invalid"
+
+
+def leaves(root: type[NodeError] = NodeError) -> Iterator[type[NodeError]]:
+    """Every error class without subclasses, depth first."""
+    children = root.__subclasses__()
+    if not children:
+        yield root
+    for child in children:
+        yield from leaves(child)

@@ -1,0 +1,112 @@
+"""``-o`` of ``mount``: mount.erofs' own options for images in registries, and the usual mount flags. PURE."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nbd_client.errors import InvalidOption
+
+# The mount is read-only, without devices and set-user-ID programs, whatever is asked for.
+_IMPLIED = frozenset(
+    {"ro", "nosuid", "nodev", "defaults", "_netdev", "nofail", "auto", "noauto", "user", "loop"}
+)
+_ALIASES = {"oci.tarindex": "oci.local_meta"}
+_OCI = frozenset({"blob", "layer", "platform", "insecure", "local_meta", "zinfo"})
+_BOOLEANS = {"": True, "1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """What ``-o`` said. ``kernel`` are options handed to the file system; files are paths as they were given."""
+
+    blob: str | None = None
+    layer: int | None = None
+    platform: str | None = None
+    insecure: bool = False
+    local_meta: str | None = None
+    zinfo: str | None = None
+    kernel: tuple[str, ...] = ()
+
+    @property
+    def oci(self) -> bool:
+        """Whether any option is about an image rather than about the mount."""
+        return MountOptions(kernel=self.kernel) != self
+
+
+def parse_options(text: str) -> MountOptions:
+    """Parse ``a,b=c``. Raises ``InvalidOption`` naming the option."""
+    found: dict[str, str] = {}
+    kernel: list[str] = []
+    for option in filter(None, text.split(",")):
+        name, _, value = option.partition("=")
+        name = _ALIASES.get(name, name)
+        if name in {"oci.username", "oci.password"}:
+            raise InvalidOption(
+                f"{name}: a password on the command line can be read by everybody on this machine; name the "
+                "registry's credentials in the gateway's configuration or in its docker config.json"
+            )
+        if name.startswith("oci."):
+            if name[4:] not in _OCI:
+                raise InvalidOption(f"{name} is not an option; there are oci.{', oci.'.join(sorted(_OCI))}")
+            if name[4:] in found:
+                raise InvalidOption(f"{name} is given twice")
+            found[name[4:]] = value
+        elif name not in _IMPLIED:
+            if name in {"rw", "suid", "dev"}:
+                raise InvalidOption(f"{name}: an image is mounted read-only, nosuid and nodev")
+            kernel.append(option)
+    if "blob" in found and "layer" in found:
+        raise InvalidOption("oci.blob and oci.layer both name a layer; give one of them")
+    return MountOptions(
+        blob=_required(found, "blob"),
+        layer=_number(_required(found, "layer")),
+        platform=_required(found, "platform"),
+        insecure=_boolean(found.get("insecure", "no")),
+        local_meta=_required(found, "local_meta"),
+        zinfo=_required(found, "zinfo"),
+        kernel=tuple(kernel),
+    )
+
+
+def specification(
+    image: str, options: MountOptions, metadata: str | None, zinfo: str | None
+) -> dict[str, object]:
+    """The gateway's registration body. ``metadata`` and ``zinfo`` are digests of uploaded files.
+
+    As mount.erofs does: a layer with a zinfo and no metadata is the tar itself.
+    """
+    source: dict[str, object] = {"image": image}
+    if options.platform is not None:
+        source["platform"] = options.platform
+    if options.insecure:
+        source["insecure"] = True
+    body: dict[str, object] = {"source": source}
+    if options.blob is not None:
+        body["layer"] = {"digest": options.blob}
+    elif options.layer is not None:
+        body["layer"] = {"index": options.layer}
+    if metadata is not None:
+        body["metadata"] = metadata
+    if zinfo is not None:
+        body["zinfo"] = zinfo
+    return body
+
+
+def _required(found: dict[str, str], name: str) -> str | None:
+    if name in found and not found[name]:
+        raise InvalidOption(f"oci.{name} needs a value")
+    return found.get(name)
+
+
+def _number(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit()):
+        raise InvalidOption(f"oci.layer={text}: the number of a layer, 0 is the base")
+    return int(text)
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in _BOOLEANS:
+        raise InvalidOption(f"oci.insecure={text}: yes or no")
+    return _BOOLEANS[text.lower()]

@@ -1,0 +1,224 @@
+"""One range of one URL per call. Nothing is retried here except a connection that had gone stale.
+
+:class:`HttpSource` fills a *prefix* of what it is asked for, because a server may rightly send less
+(RFC 9110 section 15.3.7); ``retry`` turns that into whole reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from math import inf
+from typing import Self
+
+from nbd_client import __version__
+from nbd_client.errors import InvalidOption, NodeError, SourceChanged, SourceProtocolError, SourceRefused
+from nbd_client.source.connection import Judge, StaleConnection
+from nbd_client.source.pool import ConnectionPool
+from nbd_client.source.response import REDIRECTS, Head, Pin, check_range, named, pin_of
+from nbd_client.source.url import Target, parse
+
+_MAX_REDIRECTS = 5
+# A signed address that expired answers one of these; the address it came from may give a new one.
+_EXPIRED = frozenset({401, 403, 404, 410})
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLimits:
+    """Connections at a time, and seconds for connecting and for one attempt."""
+
+    connections: int = 64
+    connect_timeout_seconds: float = 10.0
+    attempt_timeout_seconds: float = 27.0
+
+
+class _Redirected(NodeError):
+    """Carries a Location from the judge to the request loop."""
+
+    code = "redirected"
+
+
+class _Refused(SourceRefused):
+    """A refusal that remembers its status."""
+
+    status = 0
+
+
+class HttpSource:
+    """Ranges of the content that ``url`` had when it was opened; other content is never mixed in."""
+
+    def __init__(self, target: Target, limits: HttpLimits, token: str | None = None) -> None:
+        if token is not None and not (token.isascii() and token.isprintable()):
+            raise InvalidOption("BLOCKGATE_TOKEN has characters that no token has")
+        self._token = token
+        self._origin = target
+        self._target = target
+        self._limits = limits
+        self._pools: dict[object, ConnectionPool] = {}
+        self._pin: Pin | None = None
+        self._changed: str | None = None
+        self._request_prefix = b""
+        self.requests = 0
+
+    @classmethod
+    async def open(
+        cls,
+        url: str,
+        limits: HttpLimits | None = None,
+        *,
+        pin: Pin | None = None,
+        token: str | None = None,
+    ) -> Self:
+        """Ask for byte 0, to learn size and validator. With ``pin``, it must still be that content.
+
+        ``token`` is a bearer token for the URL's own host and port: a redirect elsewhere does not get it.
+        Raises ``InvalidUrl`` or ``SourceError``.
+        """
+        source = cls(parse(url), limits or HttpLimits(), token)
+        try:
+            await source.learn(pin)
+        except BaseException:
+            await source.aclose()
+            raise
+        return source
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+        return self.pin.size
+
+    @property
+    def pin(self) -> Pin:
+        """What the content was when it was opened."""
+        if self._pin is None:
+            raise SourceProtocolError(f"{self.shown}: not opened")
+        return self._pin
+
+    @property
+    def shown(self) -> str:
+        """The URL as it may be printed."""
+        return self._origin.shown
+
+    async def learn(self, expected: Pin | None) -> None:
+        """Pin the content, see :meth:`open`."""
+        learned: list[Pin] = []
+
+        def judge(head: Head) -> int:
+            _raise_redirect(head)
+            learned.append(pin_of(head))
+            return 1
+
+        await self._ask(0, 1, memoryview(bytearray(1)), judge, inf)
+        if expected is not None and learned[0] != expected:
+            raise SourceChanged(f"{self.shown}: the content is not the one that was attached")
+        self._pin = learned[0]
+        self._request_prefix = b""
+
+    async def read_into(self, offset: int, target: memoryview, deadline: float = inf) -> int:
+        """Fill a prefix of ``target`` from ``offset``; return its length, at least 1.
+
+        It ends by ``deadline`` (the loop's clock), or earlier when the time for one attempt is over.
+        Raises ``SourceError``; a ``TruncatedBody`` tells how many bytes of the prefix are good all the same.
+        """
+        if self._changed is not None:
+            raise SourceChanged(self._changed)
+        length, pin = len(target), self.pin
+
+        def judge(head: Head) -> int:
+            if head.status in REDIRECTS:
+                _raise_redirect(head)
+            if head.status in _EXPIRED:
+                refused = _Refused(f"the server answered {head.status}")
+                refused.status = head.status
+                raise refused
+            return check_range(head, offset, length, pin)
+
+        try:
+            return await self._ask(offset, length, target, judge, deadline)
+        except SourceChanged as error:
+            self._changed = error.detail
+            raise
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        for pool in self._pools.values():
+            pool.close()
+        # Transports close in the loop's next round; whoever closes the loop after this must not meet them.
+        await asyncio.sleep(0)
+
+    def trim(self) -> None:
+        """Close the idle connections."""
+        for pool in self._pools.values():
+            pool.trim()
+
+    async def _ask(self, offset: int, length: int, target: memoryview, judge: Judge, deadline: float) -> int:
+        now = asyncio.get_running_loop().time()
+        deadline = min(deadline, now + self._limits.attempt_timeout_seconds)
+        for _ in range(_MAX_REDIRECTS + 1):
+            at = self._target
+            try:
+                return await self._request(at, offset, length, target, judge, deadline)
+            except _Redirected as redirect:
+                try:
+                    self._aim(at.redirected(redirect.detail))
+                except NodeError as error:
+                    raise named(SourceRefused(error.detail), self.shown) from None
+            except _Refused as refused:
+                if at is self._origin:
+                    raise named(SourceRefused(refused.detail), self.shown) from None
+                self._aim(self._origin)
+            except NodeError as error:
+                raise named(error, self.shown) from None
+        raise SourceRefused(f"{self.shown}: more than {_MAX_REDIRECTS} redirects")
+
+    def _aim(self, target: Target) -> None:
+        self._target = target
+        self._request_prefix = b""
+
+    async def _request(
+        self, at: Target, offset: int, length: int, target: memoryview, judge: Judge, deadline: float
+    ) -> int:
+        pool = self._pools.get(at.endpoint)
+        if pool is None:
+            pool = self._pools[at.endpoint] = ConnectionPool(
+                at.endpoint,
+                limit=self._limits.connections,
+                connect_timeout_seconds=self._limits.connect_timeout_seconds,
+            )
+        request = self._encode(at) + b"Range: bytes=%d-%d\r\n\r\n" % (offset, offset + length - 1)
+        fresh = False
+        while True:
+            connection = await pool.acquire(deadline, fresh=fresh)
+            self.requests += 1
+            try:
+                return await connection.fetch(request, judge, target, deadline)
+            except StaleConnection:
+                if fresh:
+                    raise
+                fresh = True
+            finally:
+                pool.release(connection)
+
+    def _encode(self, at: Target) -> bytes:
+        if not self._request_prefix:
+            lines = [
+                f"GET {at.path} HTTP/1.1",
+                f"Host: {at.authority}",
+                f"User-Agent: blockgate-nbd/{__version__}",
+                "Accept: */*",
+                "Accept-Encoding: identity",
+            ]
+            if self._token is not None and at.endpoint == self._origin.endpoint:
+                lines.append(f"Authorization: Bearer {self._token}")
+            if self._pin is not None and self._pin.strong and self._pin.etag is not None:
+                lines.append(f"If-Match: {self._pin.etag.decode('latin-1')}")
+            self._request_prefix = "".join(line + "\r\n" for line in lines).encode("latin-1")
+        return self._request_prefix
+
+
+def _raise_redirect(head: Head) -> None:
+    if head.status in REDIRECTS:
+        location = head.fields.get(b"location", b"").decode("latin-1")
+        if not location:
+            raise SourceProtocolError(f"a redirect ({head.status}) without a Location")
+        raise _Redirected(location)

@@ -1,0 +1,215 @@
+"""One flipped byte anywhere: what a client gets instead of it. Nothing is cached here, so that every read looks."""
+
+import contextlib
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway.gzran.zinfo import HEADER_BYTES, RECORD_BYTES, WINDOW_BYTES
+from gateway.spans.index import CHECKPOINTS, SPANS
+from gateway.spans.table import SpanTable
+from tests.acceptance.conftest import Figure
+from tests.support.gateway import Document, Gateway
+from tests.support.gzips import member
+from tests.support.ocilayout import OciLayout, gzip_layer
+from tests.support.processes import wait_until
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory: pytest.TempPathFactory, small_tar: bytes) -> OciLayout:
+    layout = OciLayout(tmp_path_factory.mktemp("layout"))
+    layout.add_image([gzip_layer(member(small_tar), small_tar)], tag="one")
+    return layout
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory, layout: OciLayout) -> Iterator[Gateway]:
+    settings = {"span_size": "262144", "memory_cache": 0, "disk_cache": 0}
+    with Gateway(tmp_path_factory.mktemp("gateway"), oci_roots=[layout.folder], settings=settings) as gateway:
+        yield gateway
+
+
+@pytest.fixture(scope="module")
+def device(gateway: Gateway, layout: OciLayout) -> Document:
+    device = gateway.register("one", {"source": {"image": f"oci:{layout.folder}:one"}})
+    assert device["state"] == "ready", device["error"]
+    return device
+
+
+@pytest.fixture(scope="module")
+def spans(gateway: Gateway, device: Document) -> SpanTable:
+    return SpanTable((gateway.index_folder(device["segments"][1]["digest"]) / SPANS).read_bytes())
+
+
+@contextlib.contextmanager
+def flipped(path: Path, offset: int) -> Iterator[None]:
+    """The file with one byte changed, in place: whoever has it open sees it."""
+    with path.open("r+b", buffering=0) as file:
+        file.seek(offset)
+        byte = file.read(1)
+        for value in (bytes([byte[0] ^ 0x41]), byte):
+            file.seek(offset)
+            file.write(value)
+            if value != byte:
+                yield
+
+
+def shown(gateway: Gateway, device: Document, tar: bytes, span: tuple[int, int]) -> tuple[int, str]:
+    """Status and code of a read of the middle of a span; if bytes came, they are the right ones."""
+    front = device["segments"][1]["offset"]
+    start, stop = span[0], min(span[0] + 100_000, span[1])
+    answer = gateway.get(device["name"], front + start, front + stop)
+    if answer.status_code == 206:
+        assert answer.content == tar[start:stop]
+        return 206, ""
+    assert answer.headers["content-type"] == "application/problem+json"
+    return answer.status_code, answer.json()["code"]
+
+
+def test_in_the_registry_s_blob_it_is_a_mismatch_and_the_device_is_degraded_until_it_is_gone(
+    gateway: Gateway,
+    layout: OciLayout,
+    device: Document,
+    spans: SpanTable,
+    small_tar: bytes,
+    figure: Figure,
+) -> None:
+    blob = layout.blob_path(device["segments"][1]["digest"])
+    chance = random.Random(1)
+    flips = 0
+    for number in range(spans.count):
+        span = spans.span(number)
+        for at in (span.in_start, span.in_stop - 1, chance.randrange(span.in_start, span.in_stop)):
+            with flipped(blob, at):
+                answer = shown(gateway, device, small_tar, spans.bounds(number))
+            assert answer == (502, "span_mismatch"), (number, at)
+            flips += 1
+    degraded = wait_for_state(gateway, "one", "degraded")
+    assert degraded["error"]["code"] == "span_mismatch"
+    assert all(
+        shown(gateway, device, small_tar, spans.bounds(number)) == (206, "") for number in range(spans.count)
+    )
+    assert wait_for_state(gateway, "one", "ready")["error"] is None
+    figure("flipped bytes of the blob: reads refused (502 span_mismatch)", flips)
+
+
+def test_in_a_local_checkpoint_it_is_a_mismatch_wherever_it_matters(
+    gateway: Gateway, device: Document, spans: SpanTable, small_tar: bytes, figure: Figure
+) -> None:
+    """A window's byte that no match of the span refers to changes nothing; every other one is noticed."""
+    path = gateway.index_folder(device["segments"][1]["digest"]) / CHECKPOINTS
+    chance = random.Random(2)
+    answers = {(206, ""): 0, (502, "span_mismatch"): 0, (502, "corrupt_stream"): 0}
+    for number in range(1, spans.count):
+        window = HEADER_BYTES + (number + 1) * RECORD_BYTES - WINDOW_BYTES
+        last_kilobyte = [WINDOW_BYTES - chance.randint(1, 1024) for _ in range(6)]
+        for place in [
+            0,
+            WINDOW_BYTES - 1,
+            *last_kilobyte,
+            *(chance.randrange(WINDOW_BYTES) for _ in range(6)),
+        ]:
+            with flipped(path, window + place):
+                answers[shown(gateway, device, small_tar, spans.bounds(number))] += 1
+    assert answers[502, "span_mismatch"] > spans.count
+    assert shown(gateway, device, small_tar, spans.bounds(3)) == (206, "")
+    figure(
+        "flipped bytes of local checkpoints: refused / harmless / wrong",
+        f"{answers[502, 'span_mismatch']} / {answers[206, '']} / 0",
+    )
+
+
+def test_in_generated_metadata_it_is_a_mismatch(
+    gateway: Gateway, device: Document, small_tar: bytes, figure: Figure
+) -> None:
+    front = device["segments"][0]
+    path = gateway.data_dir / "artifacts/sha256" / front["digest"].removeprefix("sha256:")
+    good = path.read_bytes()
+    chance = random.Random(3)
+    places = [0, 1024, front["length"] - 1, *(chance.randrange(front["length"]) for _ in range(20))]
+    for place in places:
+        with flipped(path, place):
+            answer = gateway.get("one", place, place + 1)
+            assert (answer.status_code, answer.json()["code"]) == (502, "span_mismatch")
+            download = gateway.http.get(f"/v1/artifacts/{front['digest']}")
+            assert (download.status_code, download.json()["code"]) == (503, "storage")
+    assert gateway.get("one", 0, front["length"]).content == good
+    figure("flipped bytes of metadata: reads refused (502 span_mismatch)", len(places))
+
+
+def test_in_an_uploaded_artifact_it_fails_the_registration_and_a_new_upload_heals_it(
+    gateway: Gateway, layout: OciLayout, device: Document
+) -> None:
+    metadata = gateway.http.get(f"/v1/artifacts/{device['segments'][0]['digest']}").content
+    # The same image but for its volume name would do as well; a byte behind the end is simplest.
+    digest = gateway.upload(metadata + bytes(512))
+    path = gateway.data_dir / "artifacts/sha256" / digest.removeprefix("sha256:")
+    body = {"source": {"image": f"oci:{layout.folder}:one"}, "layer": {"index": 0}, "metadata": digest}
+    with flipped(path, len(metadata) + 7):
+        failed = gateway.register("damaged", body)
+        assert failed["state"] == "failed", failed
+        assert failed["error"]["code"] == "blob_digest_mismatch"
+        assert gateway.http.get(f"/v1/artifacts/{digest}").status_code == 503
+        assert gateway.upload(metadata + bytes(512)) == digest
+    assert gateway.http.get(f"/v1/artifacts/{digest}").content == metadata + bytes(512)
+
+
+def test_in_the_span_table_it_keeps_the_device_from_opening_until_it_is_registered_again(
+    gateway: Gateway, layout: OciLayout, device: Document, spans: SpanTable, small_tar: bytes, figure: Figure
+) -> None:
+    path = gateway.index_folder(device["segments"][1]["digest"]) / SPANS
+    places = [0, 40, 75, 103, len(spans.records) - 1, *random.Random(4).sample(range(len(spans.records)), 5)]
+    for number, place in enumerate(places):
+        other = f"other-{number}"
+        assert gateway.register(other, {"source": {"image": f"oci:{layout.folder}:one"}})["state"] == "ready"
+        with flipped(path, place):
+            answer = gateway.get(other, device["segments"][1]["offset"], device["size"])
+            assert (answer.status_code, answer.json()["code"]) == (503, "storage"), place
+            if number == 0:
+                assert str(gateway.data_dir) not in answer.text or "remove" in answer.text
+    with flipped(path, 50):
+        renewed = gateway.register(
+            "renewed",
+            {"source": {"image": f"oci:{layout.folder}:one"}, "layout": "tar", "layer": {"index": 0}},
+        )
+        assert renewed["state"] == "ready", renewed
+        assert gateway.get("renewed", 0, len(small_tar)).content == small_tar
+    figure("flipped bytes of span tables: reads refused (503 storage)", len(places))
+
+
+def wait_for_state(gateway: Gateway, name: str, state: str) -> Document:
+    wait_until(lambda: gateway.show(name)["state"] == state, what=f"state {state}", seconds=20)
+    return gateway.show(name)
+
+
+def test_in_a_cached_span_it_is_a_miss(
+    tmp_path: Path, layout: OciLayout, device: Document, small_tar: bytes, figure: Figure
+) -> None:
+    """With a memory of nothing every read looks at the disk tier."""
+    settings = {"span_size": "262144", "memory_cache": 0}
+    with Gateway(tmp_path / "other", oci_roots=[layout.folder], settings=settings) as gateway:
+        body = {"source": {"image": f"oci:{layout.folder}:one"}, "layout": "tar", "layer": {"index": 0}}
+        assert gateway.register("cached", body)["state"] == "ready"
+        assert gateway.get("cached", 0, len(small_tar)).content == small_tar
+        wait_until(lambda: len(gateway.span_files()) >= 16, what="the disk tier")
+        files = gateway.span_files()
+        good = {path: path.read_bytes() for path in files}
+        chance = random.Random(5)
+        for path in files:
+            size = path.stat().st_size
+            for place in (0, 20, 41, 79, 80, size - 1, chance.randrange(80, size)):
+                content = bytearray(good[path])
+                content[place] ^= 0x10
+                path.write_bytes(content)
+                number = int(path.stem, 16)
+                start = number * len(small_tar) // len(files)
+                with gateway.reader("cached") as reader:
+                    assert reader.differences(small_tar, [(start, start + 50_000)]) == []
+            assert gateway.get("cached", 0, len(small_tar)).content == small_tar
+            wait_until(lambda path=path: path.exists() and path.read_bytes() == good[path], what="the repair")
+        path.write_bytes(good[path][:-100])
+        assert gateway.get("cached", 0, len(small_tar)).content == small_tar
+        figure("flipped bytes of cached spans: reads served from upstream", len(files) * 7)
+        assert gateway.temporary_files() == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from gateway.registry.client import Registries
 from gateway.registry.credentials import Credentials, CredentialStore, default_auth_files
 from gateway.registry.guard import AllowList
 from gateway.registry.layout import LayoutSource
+from gateway.registry.observe import CountingObserver
 from gateway.registry.reference import parse_reference
 from gateway.registry.retry import RetryPolicy
 from gateway.registry.sources import ImageSources
@@ -57,6 +59,8 @@ def prepared(settings: Settings) -> Iterator[None]:
         )
     with lock:
         migrate(settings.catalog_url)
+        # What earlier workers counted ends with them, so that all counters begin at 0 together.
+        shutil.rmtree(root / "run", ignore_errors=True)
         LayerFolders(root / "layers").sweep()
         Artifacts(root / "artifacts", max_bytes=0).sweep()
         DiskTier(root / "cache", settings.disk_cache).sweep()
@@ -74,6 +78,7 @@ class Services:
     shelf: Shelf
     registrar: Registrar
     sources: ImageSources
+    upstream: CountingObserver
     _executor: ThreadPoolExecutor
     _locks: SpanLocks
 
@@ -94,7 +99,8 @@ class Services:
             concurrent_fetches=settings.concurrent_fetches,
             flying_limit_bytes=settings.max_fetching,
         )
-        sources = _sources(settings)
+        upstream = CountingObserver()
+        sources = _sources(settings, upstream)
         registrar = Registrar(
             catalog,
             Ingest(folders, executor, span_size=settings.span_size),
@@ -104,7 +110,9 @@ class Services:
         )
         shelf = Shelf(catalog, store, folders, artifacts, sources)
         shelf.on_reindex = registrar.begin
-        services = cls(settings, catalog, artifacts, store, shelf, registrar, sources, executor, locks)
+        services = cls(
+            settings, catalog, artifacts, store, shelf, registrar, sources, upstream, executor, locks
+        )
         await registrar.start()
         return services
 
@@ -126,7 +134,7 @@ class Services:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _sources(settings: Settings) -> ImageSources:
+def _sources(settings: Settings, observer: CountingObserver) -> ImageSources:
     files = settings.auth_files if settings.auth_files is not None else default_auth_files(environment())
     named = {
         name: Credentials(entry.username, entry.password, entry.identity_token, hosts=entry.hosts)
@@ -142,5 +150,6 @@ def _sources(settings: Settings) -> ImageSources:
             attempt_seconds=settings.registry_attempt_seconds,
             deadline_seconds=settings.registry_deadline_seconds,
         ),
+        observer=observer,
     )
     return ImageSources(registries, LayoutSource(settings.oci_roots))

@@ -11,15 +11,18 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
+from starlette.types import Receive, Scope, Send
 
 from gateway import __version__, errors
-from gateway.api import artifacts, devices, operations, problems
+from gateway.api import artifacts, dashboard, devices, nodes, operations, problems, stats
 from gateway.api.data import DataEndpoint
-from gateway.api.edge import Edge
+from gateway.api.edge import Edge, unexpected
 from gateway.api.openapi import DATA_PATH, data_operations
 from gateway.config import Settings
 from gateway.errors import BlockgateError
+from gateway.observe.observation import Observation
+from gateway.observe.requests import RequestCounts
 from gateway.services import Services
 
 _DESCRIPTION = """Container images as devices: verified byte ranges of unmodified images that stay in their registry.
@@ -27,19 +30,45 @@ _DESCRIPTION = """Container images as devices: verified byte ranges of unmodifie
 Register a device with `PUT /v1/devices/{name}`, wait until its state is `ready`, then read
 `/v1/devices/{name}/data` with Range requests. Every error is an RFC 9457 problem document with a stable `code`."""
 
+_ROUTERS = (devices.router, artifacts.router, operations.router, stats.router, nodes.router)
+
+
+class _Application(FastAPI):
+    """FastAPI with the edge around all of it, instead of among its middlewares."""
+
+    edge: Edge
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] == "http":
+            scope["app"] = self
+            await self.edge(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+    async def inside(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI behind the edge."""
+        await super().__call__(scope, receive, send)
+
 
 def create_app(settings: Settings) -> FastAPI:
     """Build the application; its services open when its lifespan starts."""
+    counts = RequestCounts()
+    data = DataEndpoint(counts, private=bool(settings.tokens), cors_origins=settings.cors_origins)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.services = await Services.open(settings)
+        services = app.state.services = await Services.open(settings)
+        data.shelf = services.shelf
+        observation = app.state.observation = Observation(services, counts)
         try:
+            await observation.start()
             yield
         finally:
-            await app.state.services.aclose()
+            await observation.aclose()
+            await services.aclose()
 
-    app = FastAPI(
+    app = _Application(
         title="blockgate",
         version=__version__,
         description=_DESCRIPTION,
@@ -48,18 +77,32 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url="/docs",
         redoc_url=None,
     )
-    data = DataEndpoint(private=bool(settings.tokens), cors_origins=settings.cors_origins)
-    # First, so that it is found first; raw ASGI, so that FastAPI's machinery is not paid for per block.
+    # A route like any other, but raw ASGI, and the edge goes to it directly: no framework layer is paid for per block.
     app.router.routes.insert(0, Route(DATA_PATH, data, methods=["GET", "HEAD"], include_in_schema=False))
-    app.include_router(devices.router)
-    app.include_router(artifacts.router)
-    app.include_router(operations.router)
-    app.add_middleware(Edge, tokens=settings.tokens)
+    for router in _ROUTERS:
+        app.include_router(router)
+    dashboard.add(app)
+    counts.name(_templates(app))
+    app.edge = Edge(
+        app.inside, data, counts, tokens=settings.tokens, access_log=settings.log_level == "debug"
+    )
     app.add_exception_handler(BlockgateError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(Exception, _on_defect)
     app.openapi = lambda: schema(app)  # type: ignore[method-assign]
     return app
+
+
+def _templates(app: FastAPI) -> dict[Any, str]:
+    """The route template of each endpoint."""
+    names: dict[Any, str] = {}
+    for route in (*app.routes, *(route for router in _ROUTERS for route in router.routes)):
+        if isinstance(route, Route):
+            names[route.endpoint] = route.path
+        elif isinstance(route, Mount):
+            names[route.app] = route.path
+    return names
 
 
 def schema(app: FastAPI) -> dict[str, Any]:
@@ -100,6 +143,11 @@ async def _on_error(_request: Request, error: Exception) -> Response:
     return _response(error)
 
 
+async def _on_defect(_request: Request, _error: Exception) -> Response:
+    """Starlette raises the error again behind this answer; the edge logs it."""
+    return _response(unexpected())
+
+
 async def _on_validation(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101
     wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:10])
@@ -107,7 +155,7 @@ async def _on_validation(_request: Request, error: Exception) -> Response:
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
-    """Starlette's own answers: no route, or no such method on it."""
+    """Starlette's own answers: no route, or no such method on it; and the edge's for a body that is too large."""
     assert isinstance(error, HTTPException)  # noqa: S101
     method, path = request.method, request.url.path[:200]
     if error.status_code == 405:  # noqa: PLR2004
@@ -117,4 +165,6 @@ async def _on_http(request: Request, error: Exception) -> Response:
         return response
     if error.status_code == 404:  # noqa: PLR2004
         return _response(errors.RouteNotFound(f"there is nothing at {path}; /docs lists what there is"))
+    if error.status_code == 413:  # noqa: PLR2004
+        return _response(errors.PayloadTooLarge(error.detail))
     return _response(errors.InvalidRequest(str(error.detail)))

@@ -6,12 +6,15 @@ import asyncio
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import PlainTextResponse
 
 from gateway import errors
 from gateway.api.problems import responses
 from gateway.api.schemas import CacheDropped, CacheView, CheckView, HealthView, TierView
 from gateway.errors import BlockgateError
+from gateway.metrics import expose
+from gateway.observe.observation import Observation
 from gateway.services import Services
 
 router = APIRouter()
@@ -51,6 +54,25 @@ async def occupancy(request: Request) -> CacheView:
 async def drop(request: Request) -> CacheDropped:
     """Drop everything that can be fetched again. Indexes and artifacts stay."""
     return CacheDropped(freed_bytes=await _services(request).store.drop())
+
+
+@router.get(
+    "/metrics",
+    tags=["observation"],
+    response_class=PlainTextResponse,
+    responses={
+        200: {
+            "content": {"text/plain": {}, "application/openmetrics-text": {}},
+            "description": "All workers' metrics; the format is the one that Accept prefers",
+        }
+    },
+)
+async def metrics(request: Request, accept: Annotated[str, Header()] = "") -> Response:
+    """Metrics for Prometheus."""
+    observation: Observation = request.app.state.observation
+    numbers = await observation.numbers()
+    body, content_type = expose(numbers, accept)
+    return Response(body, headers={"content-type": content_type, "cache-control": "no-store"})
 
 
 @router.get("/livez", tags=["health"])

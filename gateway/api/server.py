@@ -14,50 +14,18 @@ from types import FrameType
 
 import structlog
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.api.app import create_app
+from gateway.api.connection import Connection
 from gateway.config import Settings
 from gateway.errors import ConfigurationError
 from gateway.logs import configure
 from gateway.services import prepared
 
-_HEADER_SECONDS = 10.0
 _GRACE_SECONDS = 30
 _BACKLOG = 2048
 
 log = structlog.get_logger(__name__)
-
-
-class _Protocol(HttpToolsProtocol):
-    """Closes connections whose request head does not arrive in time; uvicorn waits for ever."""
-
-    _timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._arm()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._disarm()
-        super().connection_lost(exc)
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        if self._timer is None:
-            self._arm()
-
-    def on_headers_complete(self) -> None:
-        self._disarm()
-        super().on_headers_complete()
-
-    def _arm(self) -> None:
-        self._timer = self.loop.call_later(_HEADER_SECONDS, self.transport.close)
-
-    def _disarm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
 
 class _Server(uvicorn.Server):
@@ -122,7 +90,7 @@ def run_worker(settings: Settings, sock: socket.socket) -> None:
     configure(settings.log_format, settings.log_level)
     config = uvicorn.Config(
         create_app(settings),
-        http=_Protocol,
+        http=Connection,
         loop="uvloop",
         ws="none",
         lifespan="on",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +58,10 @@ class Registrar:
         self._locks = locks
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._watch: asyncio.Task[None] | None = None
+        self.outcomes: Counter[str] = Counter()
+        """How registrations ended: ``ready``, ``failed``, ``quarantined``."""
+        self.integrity_failures: Counter[str] = Counter()
+        """By the error's code."""
         locks.mkdir(parents=True, exist_ok=True)
 
     async def start(self) -> None:
@@ -95,7 +100,7 @@ class Registrar:
 
     async def _resume(self) -> None:
         for record in await self._catalog.all():
-            if record.state == "indexing" or (record.state in SERVING and record.verification == "verifying"):
+            if _unfinished(record):
                 self.begin(record)
 
     async def _own(self, record: DeviceRecord) -> None:
@@ -107,7 +112,8 @@ class Registrar:
                 current = await self._catalog.get(record.name)
             except DeviceNotFound:
                 return
-            if current.uid == record.uid:
+            # What was read before may be old: another process may have finished it.
+            if current.uid == record.uid and _unfinished(current):
                 await self._run(current)
 
     async def _run(self, record: DeviceRecord) -> None:
@@ -117,13 +123,18 @@ class Registrar:
                 await work.run()
             else:
                 await work.prove()
+            self.outcomes["ready"] += 1
         except BlockgateError as error:
             # What was proven wrong while it was being served is worse than a registration that failed.
             quarantine = work.serving and isinstance(error, IntegrityError | InvalidZinfo | InvalidLayer)
             state = "quarantined" if quarantine else "failed"
+            self.outcomes[state] += 1
+            if isinstance(error, IntegrityError):
+                self.integrity_failures[error.code] += 1
             log.error("registration", device=record.name, state=state, code=error.code, error=error.detail)
             await self._fail(record, state, Failure(error.code, error.detail))
         except Exception:
+            self.outcomes["failed"] += 1
             log.exception("registration", device=record.name)
             detail = "an unexpected error; the gateway's log has the details under this device's name"
             await self._fail(record, "failed", Failure("internal", detail))
@@ -135,6 +146,10 @@ class Registrar:
             )
         except StorageError as error:
             log.error("catalog", device=record.name, error=error.detail)
+
+
+def _unfinished(record: DeviceRecord) -> bool:
+    return record.state == "indexing" or (record.state in SERVING and record.verification == "verifying")
 
 
 class _Registration:
@@ -169,7 +184,7 @@ class _Registration:
         await self._ready(chosen, segments, contents, "verified")
 
     async def prove(self, chosen: Chosen | None = None) -> None:
-        """The pass behind a device that is already being served; a registry that is down only delays it."""
+        """The pass behind a device that is already being served; a registry that is down or a full disk only delays it."""
         if chosen is None:
             assert self._record.image is not None  # noqa: S101 - a device that serves has one
             chosen = self._access.recall(self._record.image)
@@ -178,7 +193,7 @@ class _Registration:
             try:
                 await self._index_layers(chosen)
                 break
-            except UpstreamError as error:
+            except (UpstreamError, StorageError) as error:
                 log.warning("proof delayed", device=self._record.name, code=error.code, error=error.detail)
                 await asyncio.sleep(_PROOF_RETRY_SECONDS)
         await self._catalog.update(self._record, verification="verified", progress=None)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
@@ -24,13 +26,14 @@ from gateway.errors import (
     DeviceNotReady,
     DeviceQuarantined,
     IndexDamaged,
+    RegistryUnreachable,
     StorageError,
 )
 from gateway.ingest.folder import LayerFolders
 from gateway.spans.index import LayerIndex
 from gateway.spans.layer import SpanLayer
 from gateway.spans.memory import MemoryTier
-from gateway.spans.store import SpanStore
+from gateway.spans.store import Origin, SpanStore
 
 _PROVISIONAL_MEMORY_BYTES = 64 << 20
 
@@ -65,6 +68,8 @@ class Shelf:
         self._opening: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.on_reindex: Callable[[DeviceRecord], None] = lambda _record: None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closing: list[dict[Origin, int]] = []
+        self._closed: Counter[Origin] = Counter()
 
     def peek(self, name: str) -> Device | None:
         """The device if it is open and nothing has changed; never waits."""
@@ -106,6 +111,13 @@ class Shelf:
         """All devices that are open in this process."""
         return [held.device for held in self._open.values()]
 
+    def served(self) -> Counter[Origin]:
+        """Bytes that all devices gave out since the start, those no longer open included."""
+        total = Counter(self._closed)
+        for served in (*self._closing, *(held.device.served for held in self._open.values())):
+            total.update(served)
+        return total
+
     async def aclose(self) -> None:
         """Close everything."""
         for name in list(self._open):
@@ -142,10 +154,10 @@ class Shelf:
                 local=local,
                 provisional_memory=None if proven else MemoryTier(_PROVISIONAL_MEMORY_BYTES),
             )
-            if record.state == "degraded":
-                # Not known to be well before it has delivered something.
-                layer.error = BlockgateError(record.failure.detail if record.failure else "degraded")
-            layer.on_health = partial(self._health, record, layer)
+            layer.on_health = partial(self._health, record, layers, layer)
+            if record.state == "degraded" and not local:
+                # Another process found that out, or this one before it was started anew: the next success is news.
+                layer.error = RegistryUnreachable(record.failure.detail if record.failure else "not known")
             layers.append(layer)
         return Device(record.name, record.segments, layers, self._store), indexes
 
@@ -171,10 +183,24 @@ class Shelf:
     def _drop(self, name: str) -> None:
         held = self._open.pop(name, None)
         if held is not None:
-            # Reads that are under way finish: a blob closes when nobody reads it.
+            # Reads that are under way finish: a blob closes when nobody reads it. They still count, so the sum is taken
+            # when the last of them has let go of the device.
+            served = held.device.served
+            self._closing.append(served)
+            weakref.finalize(held.device, self._settle, served).atexit = False
             self._spawn(held.device.aclose())
 
-    def _health(self, record: DeviceRecord, layer: SpanLayer, error: BlockgateError | None) -> None:
+    def _settle(self, served: dict[Origin, int]) -> None:
+        self._closing = [other for other in self._closing if other is not served]
+        self._closed.update(served)
+
+    def _health(
+        self,
+        record: DeviceRecord,
+        layers: list[SpanLayer | None],
+        layer: SpanLayer,
+        error: BlockgateError | None,
+    ) -> None:
         """A layer's source began or ceased to fail: say so in the catalog, if it is more than a passing trouble."""
         if isinstance(error, IndexDamaged):
             self._folders.discard(layer.blob, layer.index_id)
@@ -182,6 +208,8 @@ class Shelf:
             return
         if error is not None and error.retryable:
             return
+        if error is None and any(one and one.error and not one.error.retryable for one in layers):
+            return  # another layer fails still
         self._spawn(self._set_health(record, error))
 
     async def _set_health(self, record: DeviceRecord, error: BlockgateError | None) -> None:

@@ -76,7 +76,8 @@ def decode(block: bytes, path: bytes, long_target: bytes | None, pax: Pax, offse
     entry = Entry(
         path,
         kind,
-        tarheader.number(block[100:108]) & 0o7777,
+        # A symbolic link has this mode on Linux, whatever its header says.
+        0o777 if kind == stat.S_IFLNK else tarheader.number(block[100:108]) & 0o7777,
         uid,
         gid,
         mtime,

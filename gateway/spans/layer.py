@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 from typing import Protocol
 
@@ -46,6 +47,11 @@ class SpanLayer:
         self.local = local
         self.provisional_memory = provisional_memory
         self.confirmed_windows: set[int] = set()
+        # What is shown of the layer: how often each span was read, which could not be, what fetching cost.
+        # 64 bits: a 32-bit counter of a busy span would overflow within days.
+        self.reads = array("Q", bytes(8 * table.count))
+        self.failed: set[int] = set()
+        self.fetched_bytes = 0
         self.error: BlockgateError | None = None
         self.on_health: Callable[[BlockgateError | None], None] = _ignore
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import NamedTuple
 
 from gateway.reader import Bytes
@@ -27,6 +28,7 @@ class MemoryTier:
         self.low_bytes = high_bytes * 9 // 10 if low_bytes is None else low_bytes
         self.used_bytes = 0
         self.evicted = 0
+        self.on_evict: Callable[[SpanKey], None] = _ignore
         self._spans: OrderedDict[SpanKey, Bytes] = OrderedDict()
 
     def __len__(self) -> int:
@@ -51,9 +53,10 @@ class MemoryTier:
         self._spans[key] = data
         if self.used_bytes > self.high_bytes:
             while self.used_bytes > self.low_bytes:
-                _, dropped = self._spans.popitem(last=False)
+                evicted, dropped = self._spans.popitem(last=False)
                 self.used_bytes -= len(dropped)
                 self.evicted += 1
+                self.on_evict(evicted)
 
     def drop(self, blob: str | None = None, index_id: str | None = None) -> int:
         """Forget all spans, or those of one blob (and one index of it). Returns the bytes freed."""
@@ -61,8 +64,13 @@ class MemoryTier:
         for key in list(self._spans):
             if (blob is None or key.blob == blob) and (index_id is None or key.index_id == index_id):
                 self.used_bytes -= len(self._spans.pop(key))
+                self.on_evict(key)
         return before - self.used_bytes
 
     def spans_of(self, blob: str, index_id: str) -> set[int]:
         """Numbers of the spans of one layer index that are held."""
         return {key.span for key in self._spans if key.blob == blob and key.index_id == index_id}
+
+
+def _ignore(_key: SpanKey) -> None:
+    return None

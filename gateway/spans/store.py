@@ -9,6 +9,7 @@ included, disturbs nobody.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from gateway.errors import (
     UpstreamError,
 )
 from gateway.gzran.zinfo import WINDOW_BYTES
+from gateway.metrics import Histogram
 from gateway.reader import Bytes
 from gateway.spans.decode import check_chain, decode
 from gateway.spans.disk import DiskTier
@@ -44,6 +46,9 @@ class Origin(StrEnum):
     UPSTREAM = "upstream"
     LOCAL = "local"
 
+    # That of Enum is Python code, and these are keys of what is counted for each read.
+    __hash__ = str.__hash__
+
 
 Found = tuple[Bytes, Origin]
 
@@ -53,13 +58,18 @@ class StoreCounts:
     """What the store has done since the process started; plain numbers, read when metrics are scraped."""
 
     memory_hits: int = 0
+    memory_misses: int = 0
     disk_hits: int = 0
+    disk_misses: int = 0
     fetches: int = 0
     fetched_bytes: int = 0
+    """From upstream, compressed as it came; nothing of what lies on this machine."""
     coalesced: int = 0
     prefetched: int = 0
+    prefetched_used: int = 0
+    prefetched_wasted: int = 0
     shed: int = 0
-    inflate_seconds: float = 0.0
+    inflate: Histogram = field(default_factory=Histogram)
     failures: dict[str, int] = field(default_factory=dict)
 
 
@@ -88,14 +98,20 @@ class SpanStore:
         self.flying_bytes = 0
         self._flying_limit = flying_limit_bytes
         self._flying: dict[SpanKey, asyncio.Future[Found]] = {}
+        # Spans read ahead that nobody has asked for yet.
+        self._ahead: set[SpanKey] = set()
+        memory.on_evict = self._evicted
         self._tasks: set[asyncio.Task[None]] = set()
 
     def peek(self, layer: SpanLayer, index: int) -> Bytes | None:
         """The span if it is in memory: no waiting, no thread."""
         memory = self.memory if layer.provisional_memory is None else layer.provisional_memory
-        data = memory.get(layer.key(index))
+        key = layer.key(index)
+        data = memory.get(key)
         if data is not None:
             self.counts.memory_hits += 1
+            if self._ahead and key in self._ahead:
+                self._use_ahead(key)
         return data
 
     async def read(self, layer: SpanLayer, index: int, *, patient: bool = False) -> Found:
@@ -129,9 +145,12 @@ class SpanStore:
         return self._join(layer, key)
 
     def _join(self, layer: SpanLayer, key: SpanKey) -> asyncio.Future[Found]:
+        self.counts.memory_misses += 1
         future = self._flying.get(key)
         if future is not None:
             self.counts.coalesced += 1
+            if key in self._ahead:
+                self._use_ahead(key)
             return future
         if self.flying_bytes > self._flying_limit:
             self.counts.shed += 1
@@ -152,11 +171,23 @@ class SpanStore:
             return
         self._prefetching += 1
         self.counts.prefetched += 1
+        self._ahead.add(key)
 
-        def landed(_future: asyncio.Future[Found]) -> None:
+        def landed(future: asyncio.Future[Found]) -> None:
             self._prefetching -= 1
+            if (future.cancelled() or future.exception() is not None) and key in self._ahead:
+                self._evicted(key)
 
         self._start(layer, key).add_done_callback(landed)
+
+    def _use_ahead(self, key: SpanKey) -> None:
+        self._ahead.remove(key)
+        self.counts.prefetched_used += 1
+
+    def _evicted(self, key: SpanKey) -> None:
+        if key in self._ahead:
+            self._ahead.remove(key)
+            self.counts.prefetched_wasted += 1
 
     def flying(self, blob: str, index_id: str) -> set[int]:
         """Numbers of the spans of a layer index that are being fetched."""
@@ -221,6 +252,7 @@ class SpanStore:
                 await self._run(self.disk.write, key, data, span.out_sha256)
         except BlockgateError as error:
             self.counts.failures[error.code] = self.counts.failures.get(error.code, 0) + 1
+            layer.failed.add(key.span)
             if not future.done():
                 future.set_exception(error)
         except BaseException as error:
@@ -236,6 +268,7 @@ class SpanStore:
     async def _from_disk(self, key: SpanKey, span: Span, future: asyncio.Future[Found]) -> bool:
         data = await self._run(self.disk.read, key, span.out_sha256)
         if data is None:
+            self.counts.disk_misses += 1
             return False
         self.counts.disk_hits += 1
         self.memory.put(key, data)
@@ -247,9 +280,12 @@ class SpanStore:
         try:
             async with self._fetches:
                 fetched = await layer.source.read(span.in_start, span.in_length)
-            self.counts.fetches += 1
-            self.counts.fetched_bytes += span.in_length
+            if not layer.local:
+                self.counts.fetches += 1
+                self.counts.fetched_bytes += span.in_length
+                layer.fetched_bytes += span.in_length
             next_window = None if span.proven else layer.window(index + 1)
+            started = time.monotonic()
             data = await self._run(
                 decode,
                 span,
@@ -259,6 +295,7 @@ class SpanStore:
                 first=index == 0,
                 where=layer.where,
             )
+            self.counts.inflate.observe(time.monotonic() - started)
         except SpanMismatch as error:
             if not layer.local:
                 layer.note(error)
@@ -272,6 +309,7 @@ class SpanStore:
             layer.note(error)
             raise
         layer.note(None)
+        layer.failed.discard(index)
         return data
 
     async def _fetch_provisional(self, layer: SpanLayer, index: int, span: Span) -> Bytes:

@@ -46,7 +46,7 @@ def by_tarfile(tar: bytes) -> list[tuple]:
             (
                 info.name.encode("utf-8", "surrogateescape"),
                 KIND[info.type],
-                info.mode & 0o7777,
+                0o777 if info.issym() else info.mode & 0o7777,
                 info.uid,
                 info.gid,
                 int(info.mtime // 1),

@@ -207,7 +207,7 @@ async def test_a_successor_waits_for_a_source_that_is_away(make_agent, kernel, s
     await second.recover()
     before = server.count
     async with asyncio.timeout(20):
-        while server.count == before:  # noqa: ASYNC110
+        while server.count == before:
             await asyncio.sleep(0.01)
     assert second.list()[0]["state"] == "recovering"
     server.faults.clear()

@@ -22,7 +22,7 @@ CONTENT = random.Random(9).randbytes(3 << 20)
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for something that no event tells; bounded."""
     async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0.001)
 
 

@@ -57,7 +57,7 @@ def test_without_digests_every_span_decodes_all_the_same(parts):
 @pytest.mark.parametrize("change", [lambda b: b[:-1], lambda b: b + b"x", lambda _: b""])
 def test_another_length_than_asked_for_is_refused(parts, change):
     span, fetched, window, following = parts[1]
-    with pytest.raises(SpanMismatch, match="here: .* bytes fetched"):
+    with pytest.raises(SpanMismatch, match=r"here: .* bytes fetched"):
         decode(span, change(fetched), window, following, first=False, where="here")
 
 

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import threading
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -119,7 +120,7 @@ def test_a_file_with_bytes_behind_it_is_a_miss(tier):
 def test_a_file_of_another_key_in_its_place_is_a_miss(tier, other):
     tier.write(KEY, DATA, DIGEST)
     tier.write(other, DATA, DIGEST)
-    os.replace(tier._path(KEY), tier._path(other))
+    tier._path(KEY).replace(tier._path(other))
     assert tier.read(other, DIGEST) is None
     assert not tier._path(other).exists()
 
@@ -182,7 +183,7 @@ def test_writing_pauses_longer_each_time_and_recovers_by_itself(tier, monkeypatc
         for _ in range(1200):
             tier.write(KEY, DATA, DIGEST)
             clock.now += 0.1
-    pauses = [round(b - a) for a, b in zip(attempts, attempts[1:], strict=False)]
+    pauses = [round(b - a) for a, b in pairwise(attempts)]
     assert pauses == [1, 2, 4, 8, 16, 30, 30]
     clock.now += 30
     assert not tier.bypassed

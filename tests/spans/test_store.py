@@ -242,8 +242,7 @@ async def test_too_much_in_flight_is_shed_before_upstream_is_touched(stores, lay
     store = stores(flying_limit_bytes=layer.table.span(0).out_length)
     source.gate = asyncio.Event()
     readers = [asyncio.create_task(store.read(layer, i)) for i in (0, 1)]
-    while len(source.reads) < 2:
-        await asyncio.sleep(0)
+    await source.asked(2)
     with pytest.raises(Overloaded) as shed:
         await store.read(layer, 2)
     assert shed.value.retry_after_seconds
@@ -330,8 +329,7 @@ async def test_drop_forgets_what_can_be_fetched_again(store, layer, source):
 async def test_closing_ends_readers_that_wait(store, layer, source):
     source.gate = asyncio.Event()
     reader = asyncio.create_task(store.read(layer, 1))
-    while not source.reads:
-        await asyncio.sleep(0.001)
+    await source.asked()
     await store.aclose()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(reader, 5)
@@ -351,8 +349,7 @@ async def test_one_worker_waits_for_what_another_one_fetches(stores, index, sour
     first, second = stores(), stores()
     source.gate = asyncio.Event()
     leader = asyncio.create_task(first.read(layer_of(index, source), 1))
-    while not source.reads:
-        await asyncio.sleep(0.001)
+    await source.asked()
     late_source = MemoryBlob(BLOB)
     follower = asyncio.create_task(second.read(layer_of(index, late_source), 1))
     await asyncio.sleep(0.005)
@@ -367,8 +364,7 @@ async def test_a_worker_whose_colleague_failed_fetches_itself(stores, index, sou
     source.gate = asyncio.Event()
     source.error = failure(RegistryTimeout)
     leader = asyncio.create_task(first.read(layer_of(index, source), 1))
-    while not source.reads:
-        await asyncio.sleep(0.001)
+    await source.asked()
     follower = asyncio.create_task(second.read(layer_of(index, MemoryBlob(BLOB)), 1))
     await asyncio.sleep(0.005)
     source.gate.set()

@@ -44,9 +44,11 @@ class MemoryBlob:
         self.reading = 0
         self.most_reading = 0
         self.closed = 0
+        self._came = asyncio.Event()
 
     async def read(self, offset: int, length: int) -> bytes:
         self.reads.append((offset, length))
+        self._came.set()
         self.reading += 1
         self.most_reading = max(self.most_reading, self.reading)
         try:
@@ -58,6 +60,12 @@ class MemoryBlob:
             return self._bytes(offset, offset + length)
         finally:
             self.reading -= 1
+
+    async def asked(self, times: int = 1) -> None:
+        """Wait until that many reads have begun."""
+        while len(self.reads) < times:
+            self._came.clear()
+            await asyncio.wait_for(self._came.wait(), 20)
 
     async def stream(self, start: int = 0) -> AsyncIterator[bytes]:
         self.streams += 1

@@ -1,0 +1,135 @@
+// The table of devices, with the map of each.
+
+import { call, devicePath } from "./api.js";
+import { element, hide, keyed, show } from "./dom.js";
+import { bytes, percent, ratio } from "./format.js";
+import { DeviceMap } from "./map.js";
+
+const TONES = { ready: "good", indexing: "warn", degraded: "warn", failed: "bad", quarantined: "bad" };
+const SERVING = new Set(["ready", "degraded"]);
+const MAP_MILLISECONDS = 3000;
+
+export class Devices {
+  constructor(table, onDelete) {
+    this.table = table;
+    this.onDelete = onDelete;
+    this.rows = new Map();
+    this.seen = new IntersectionObserver(
+      (entries) => {
+        for (const entry of entries) {
+          const row = this.rows.get(entry.target.dataset.key);
+          if (row) row.visible = entry.isIntersecting;
+          if (row?.visible) this.refresh(row);
+        }
+      },
+      { rootMargin: "200px" },
+    );
+    setInterval(() => {
+      if (!document.hidden) for (const row of this.rows.values()) this.refresh(row);
+    }, MAP_MILLISECONDS);
+  }
+
+  update(devices) {
+    hide("devices-empty", devices.length > 0);
+    this.table.hidden = devices.length === 0;
+    keyed(
+      this.table,
+      devices,
+      (device) => device.name,
+      (device) => this.make(device),
+      (body, device) => this.fill(this.rows.get(device.name), device),
+    );
+    const names = new Set(devices.map((device) => device.name));
+    for (const name of [...this.rows.keys()]) if (!names.has(name)) this.rows.delete(name);
+  }
+
+  /** Draw all maps anew, in another theme's colours. */
+  repaint() {
+    for (const row of this.rows.values()) row.map.draw();
+  }
+
+  make(device) {
+    const cell = (label, extra = "n") => element("td", { class: extra, data: { label } });
+    const row = {
+      name: device.name,
+      visible: false,
+      asking: false,
+      serving: false,
+      image: element("div", { class: "mono" }),
+      chip: element("span", { class: "chip" }),
+      note: element("small"),
+      bar: element("i"),
+      size: cell("Size"),
+      served: cell("Served"),
+      hits: cell("Hit ratio"),
+      amplification: cell("Amplification"),
+      trouble: element("p", { class: "trouble" }),
+      map: new DeviceMap(),
+    };
+    row.meter = element("div", { class: "meter", role: "progressbar", "aria-valuemin": "0", "aria-valuemax": "100", "aria-label": `Progress of ${device.name}` }, row.bar);
+    const remove = element("button", { type: "button", class: "quiet", "aria-label": `Delete ${device.name}`, text: "Delete", on: { click: () => this.onDelete(device.name) } });
+    row.body = element(
+      "tbody",
+      {},
+      element(
+        "tr",
+        {},
+        element("td", {}, element("div", { class: "name", text: device.name }), row.image),
+        element("td", {}, element("div", { class: "state" }, row.chip, row.note, row.meter)),
+        row.size,
+        row.served,
+        row.hits,
+        row.amplification,
+        element("td", { class: "act n" }, remove),
+      ),
+      (row.more = element("tr", { class: "more" }, element("td", { colspan: "7" }, row.trouble, row.map.node))),
+    );
+    this.rows.set(device.name, row);
+    queueMicrotask(() => this.seen.observe(row.body));
+    return row.body;
+  }
+
+  fill(row, device) {
+    row.serving = SERVING.has(device.state);
+    show(row.image, device.image);
+    show(row.chip, device.state);
+    row.chip.dataset.tone = TONES[device.state] ?? "";
+    show(row.size, device.size === null ? "–" : bytes(device.size), device.size);
+    show(row.served, bytes(device.served_bytes), device.served_bytes);
+    show(row.hits, percent(device.hit_ratio), device.hit_ratio);
+    show(row.amplification, ratio(device.amplification), device.amplification);
+    this.progress(row, device);
+    const trouble = device.error ? `${device.error.code}: ${device.error.detail}` : "";
+    show(row.trouble, trouble);
+    row.trouble.hidden = !trouble;
+    row.map.node.hidden = !row.serving;
+    row.more.hidden = !trouble && !row.serving;
+  }
+
+  progress(row, device) {
+    const { progress } = device;
+    row.meter.hidden = !progress;
+    if (!progress) {
+      show(row.note, row.serving ? device.verification : "");
+      row.note.hidden = !row.serving;
+      return;
+    }
+    row.note.hidden = false;
+    const share = progress.total ? progress.done / progress.total : 0;
+    show(row.note, progress.total ? `${progress.phase} ${bytes(progress.done)} of ${bytes(progress.total)}` : progress.phase);
+    row.bar.style.width = `${(share * 100).toFixed(1)}%`;
+    row.meter.setAttribute("aria-valuenow", Math.round(share * 100));
+  }
+
+  async refresh(row) {
+    if (!row.visible || !row.serving || row.asking) return;
+    row.asking = true;
+    try {
+      row.map.update(await call("GET", devicePath(row.name, "/map")));
+    } catch {
+      // The device is gone or does not serve any more: the next statistics will say so.
+    } finally {
+      row.asking = false;
+    }
+  }
+}

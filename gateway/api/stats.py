@@ -1,0 +1,471 @@
+"""What the dashboard draws, and the map of a device."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Path, Request, Response
+from pydantic import BaseModel, Field
+
+from gateway import __version__, errors, metrics
+from gateway.api.problems import responses
+from gateway.api.schemas import FailureView, ProgressView, SegmentView
+from gateway.devices.records import SERVING, DeviceRecord, State, Verification
+from gateway.devices.spec import Layout
+from gateway.metrics import Histogram, Numbers, quantile
+from gateway.observe.nodes import SILENT_SECONDS, NodeDevice, NodeRecord
+from gateway.observe.observation import (
+    BUCKETS_COLUMN,
+    ERRORS_COLUMN,
+    ORIGIN_COLUMN,
+    REQUESTS_COLUMN,
+    Observation,
+    Overview,
+)
+from gateway.observe.spanmap import CellState
+from gateway.observe.timeline import SLOT_SECONDS
+from gateway.services import Services
+from gateway.spans.store import Origin
+
+_RECENT_SLOTS = 6
+_SHARED_SECONDS = 0.5
+
+router = APIRouter(tags=["observation"])
+
+Name = Annotated[str, Path(description="Device name: `[a-z0-9][a-z0-9._-]{0,127}`", max_length=200)]
+
+
+class StatusView(BaseModel):
+    """The one line to look at."""
+
+    level: Literal["ok", "trouble"]
+    reason: str = Field(description="What is wrong, most serious first; or that nothing is")
+
+
+class TrafficView(BaseModel):
+    """Reads of device data in the latest half minute, and in all."""
+
+    per_second: float
+    p50_seconds: float | None = Field(description="Estimated from a histogram; null when nothing was read")
+    p99_seconds: float | None
+    errors_per_second: float = Field(description="Answers of status 5xx and answers that were cut short")
+    in_flight: int = Field(description="Requests of any kind")
+    requests: int = Field(description="Since the start")
+    errors: int = Field(description="Since the start")
+
+
+class BytesView(BaseModel):
+    """Device bytes sent since the start, by where each was when it was asked for."""
+
+    memory: int
+    disk: int
+    upstream: int
+    local: int
+    hit_ratio: float | None = Field(
+        description="Share that did not come from upstream; null when nothing was read"
+    )
+    fetched: int = Field(description="Compressed bytes fetched from upstream for reads")
+    amplification: float | None = Field(
+        description="`fetched` by `upstream`; null when nothing was read cold"
+    )
+
+
+class SeriesView(BaseModel):
+    """The last 15 minutes, oldest first; all lists are equally long. The last value is of a step that is not over."""
+
+    step_seconds: int
+    start: datetime = Field(description="When the first step began")
+    requests: list[int]
+    errors: list[int]
+    memory: list[int] = Field(description="Bytes")
+    disk: list[int] = Field(description="Bytes")
+    upstream: list[int] = Field(description="Bytes")
+    local: list[int] = Field(description="Bytes")
+    hit_ratio: list[float | None]
+    p50_seconds: list[float | None]
+    p99_seconds: list[float | None]
+
+
+class UpstreamView(BaseModel):
+    """A registry, as this gateway met it since the start."""
+
+    registry: str
+    breaker: Literal["closed", "half_open", "open"]
+    attempts: int
+    failures: int
+    retries: int
+    throttled: int
+    received_bytes: int
+    p50_seconds: float | None
+    p99_seconds: float | None
+
+
+class DeviceStats(BaseModel):
+    """A device, what was read of it since it was opened, and how far it is."""
+
+    name: str
+    state: State
+    verification: Verification
+    layout: Layout
+    image: str
+    size: int | None
+    segments: list[SegmentView]
+    served_bytes: int
+    hit_ratio: float | None
+    amplification: float | None
+    progress: ProgressView | None
+    error: FailureView | None = Field(
+        description="Why it is not as it should be, or how the last fetch failed"
+    )
+    created_at: datetime
+
+
+class NodeView(BaseModel):
+    """A node that reported in the last 15 minutes."""
+
+    name: str
+    version: str
+    reported_at: datetime
+    silent: bool = Field(description="Not heard of for a minute")
+    devices: list[NodeDevice]
+
+
+class EventView(BaseModel):
+    """A line of the log that somebody may want to see."""
+
+    at: datetime
+    level: str
+    text: str
+    device: str | None
+
+
+class CachesView(BaseModel):
+    """How full the tiers are."""
+
+    memory_bytes: int
+    memory_budget_bytes: int
+    disk_bytes: int
+    disk_budget_bytes: int
+    disk_bypassed: bool
+    disk_write_errors: int
+    evictions: int
+
+
+class StatsView(BaseModel):
+    """Everything that the dashboard shows, of all workers."""
+
+    generated_at: datetime
+    version: str
+    workers: int
+    started_at: datetime
+    status: StatusView
+    traffic: TrafficView
+    bytes: BytesView
+    series: SeriesView
+    caches: CachesView
+    upstream: list[UpstreamView]
+    devices: list[DeviceStats]
+    nodes: list[NodeView]
+    events: list[EventView]
+
+
+class CellsView(BaseModel):
+    """Cells in order, as columns of equal length."""
+
+    offset: list[int]
+    length: list[int]
+    spans: list[int] = Field(description="How many spans the cell stands for")
+    state: list[CellState] = Field(
+        description="`never` read and not here; `dropped`: read, but not here any more; the best place of its spans else"
+    )
+    cached: list[float] = Field(description="Share of the cell's bytes that is in memory or on disk")
+    reads: list[int] = Field(description="How often its spans were read")
+
+
+class MapView(BaseModel):
+    """The address space of a device. Cells cover the segments but for zeros."""
+
+    name: str
+    size: int
+    segments: list[SegmentView]
+    cells: CellsView
+
+
+class _Shared:
+    """One view for all who ask within half a second: many dashboards cost no more than one."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._made: tuple[float, StatsView] | None = None
+
+    async def get(self, observation: Observation) -> StatsView:
+        async with self._lock:
+            if self._made is None or time.monotonic() - self._made[0] > _SHARED_SECONDS:
+                self._made = time.monotonic(), _view(await observation.overview())
+            return self._made[1]
+
+
+@router.get("/v1/stats")
+async def stats(request: Request, response: Response) -> StatsView:
+    """What the dashboard draws, of all workers; half a second old at most."""
+    state = request.app.state
+    if not hasattr(state, "shared_stats"):
+        state.shared_stats = _Shared()
+    shared: _Shared = state.shared_stats
+    response.headers["cache-control"] = "no-store"
+    return await shared.get(state.observation)
+
+
+@router.get(
+    "/v1/devices/{name}/map",
+    responses=responses(
+        errors.DeviceNotFound,
+        errors.DeviceNotReady,
+        errors.DeviceFailed,
+        errors.DeviceQuarantined,
+        errors.StorageError,
+    ),
+)
+async def device_map(name: Name, request: Request, response: Response) -> MapView:
+    """Where the bytes of a device are, and how often each stretch was read: at most 2048 cells."""
+    services: Services = request.app.state.services
+    observation: Observation = request.app.state.observation
+    device = await services.shelf.get(name)
+    cells = await observation.map(device)
+    response.headers["cache-control"] = "no-store"
+    return MapView(
+        name=name,
+        size=device.size,
+        segments=[
+            SegmentView(kind=s.kind, offset=s.offset, length=s.length, digest=s.digest)
+            for s in device.segments
+        ],
+        cells=CellsView(
+            offset=[cell.offset for cell in cells],
+            length=[cell.length for cell in cells],
+            spans=[cell.spans for cell in cells],
+            state=[cell.state for cell in cells],
+            cached=[round(cell.cached, 4) for cell in cells],
+            reads=[cell.reads for cell in cells],
+        ),
+    )
+
+
+def _view(overview: Overview) -> StatsView:
+    numbers = overview.numbers
+    upstream = _upstream(numbers)
+    return StatsView(
+        generated_at=_moment(overview.now),
+        version=__version__,
+        workers=round(numbers.get(metrics.WORKERS)),
+        started_at=_moment(max(numbers.values[metrics.START_TIME.name].values())),
+        status=status_of(overview.records, upstream, numbers),
+        traffic=_traffic(overview),
+        bytes=_bytes(numbers),
+        series=_series(overview),
+        caches=_caches(numbers),
+        upstream=upstream,
+        devices=[_device(record, overview) for record in overview.records or []],
+        nodes=[_node(node, overview.now) for node in overview.nodes],
+        events=[
+            EventView(at=_moment(event.at), level=event.level, text=event.text, device=event.device)
+            for event in overview.events
+        ],
+    )
+
+
+def status_of(
+    records: list[DeviceRecord] | None, upstream: Iterable[UpstreamView], numbers: Numbers
+) -> StatusView:
+    """Green or red, and why."""
+    reasons = []
+    failures = sum(numbers.values.get(metrics.INTEGRITY_FAILURES.name, {}).values())
+    if failures:
+        reasons.append(f"{_count(round(failures), 'integrity failure')} since the start")
+    for state, words in (("quarantined", "quarantined"), ("degraded", "degraded")):
+        names = [record.name for record in records or [] if record.state == state]
+        if names:
+            reasons.append(f"{_count(len(names), 'device')} {words} ({_few(names)})")
+    hosts = [entry.registry for entry in upstream if entry.breaker == "open"]
+    if hosts:
+        reasons.append(f"{_few(hosts)} does not answer")
+    if records is None:
+        reasons.append("the catalog does not answer")
+    if numbers.get(metrics.CACHE_BYPASSED):
+        reasons.append("the disk cache cannot be written")
+    if reasons:
+        return StatusView(level="trouble", reason="; ".join(reasons))
+    serving = sum(record.state in SERVING for record in records or [])
+    under_way = sum(record.state == "indexing" for record in records or [])
+    failed = sum(record.state == "failed" for record in records or [])
+    parts = [f"{_count(serving, 'device')} ready"]
+    parts += [f"{under_way} being indexed"] if under_way else []
+    # Somebody asked for an image that could not be had: no trouble of the gateway's.
+    parts += [f"{_count(failed, 'registration')} failed"] if failed else ["nothing is wrong"]
+    return StatusView(level="ok", reason=", ".join(parts))
+
+
+def _traffic(overview: Overview) -> TrafficView:
+    row, seconds = overview.timeline.recent(overview.now, _RECENT_SLOTS)
+    buckets = row[BUCKETS_COLUMN:]
+    data = {
+        labels: count
+        for labels, count in overview.numbers.values.get(metrics.REQUESTS.name, {}).items()
+        if labels[1].endswith("/data")
+    }
+    failed = sum(count for labels, count in data.items() if labels[2].startswith("5"))
+    return TrafficView(
+        per_second=round(row[REQUESTS_COLUMN] / seconds, 2),
+        p50_seconds=quantile(buckets, 0.5),
+        p99_seconds=quantile(buckets, 0.99),
+        errors_per_second=round(row[ERRORS_COLUMN] / seconds, 3),
+        in_flight=round(overview.numbers.get(metrics.IN_FLIGHT)),
+        requests=round(sum(data.values())),
+        errors=round(failed + overview.numbers.get(metrics.CUT_SHORT)),
+    )
+
+
+def _bytes(numbers: Numbers) -> BytesView:
+    sent = {origin: round(numbers.get(metrics.READ_BYTES, origin.value)) for origin in Origin}
+    fetched = round(numbers.get(metrics.FETCHED_BYTES))
+    cold = sent[Origin.UPSTREAM]
+    return BytesView(
+        memory=sent[Origin.MEMORY],
+        disk=sent[Origin.DISK],
+        upstream=cold,
+        local=sent[Origin.LOCAL],
+        hit_ratio=_share(sum(sent.values()) - cold, sum(sent.values())),
+        fetched=fetched,
+        amplification=_share(fetched, cold),
+    )
+
+
+def _series(overview: Overview) -> SeriesView:
+    rows = overview.timeline.series(overview.now)
+    columns = list(zip(*rows, strict=True))
+    sent = {origin: columns[ORIGIN_COLUMN + number] for number, origin in enumerate(Origin)}
+    totals = [sum(step) for step in zip(*sent.values(), strict=True)]
+    newest = overview.now // SLOT_SECONDS
+    return SeriesView(
+        step_seconds=SLOT_SECONDS,
+        start=_moment((newest - len(rows) + 1) * SLOT_SECONDS),
+        requests=list(columns[REQUESTS_COLUMN]),
+        errors=list(columns[ERRORS_COLUMN]),
+        memory=list(sent[Origin.MEMORY]),
+        disk=list(sent[Origin.DISK]),
+        upstream=list(sent[Origin.UPSTREAM]),
+        local=list(sent[Origin.LOCAL]),
+        hit_ratio=[
+            _share(total - cold, total) for total, cold in zip(totals, sent[Origin.UPSTREAM], strict=True)
+        ],
+        p50_seconds=[quantile(row[BUCKETS_COLUMN:], 0.5) for row in rows],
+        p99_seconds=[quantile(row[BUCKETS_COLUMN:], 0.99) for row in rows],
+    )
+
+
+def _caches(numbers: Numbers) -> CachesView:
+    return CachesView(
+        memory_bytes=round(numbers.get(metrics.CACHE_USED, "memory")),
+        memory_budget_bytes=round(numbers.get(metrics.CACHE_BUDGET, "memory")),
+        disk_bytes=round(numbers.get(metrics.CACHE_USED, "disk")),
+        disk_budget_bytes=round(numbers.get(metrics.CACHE_BUDGET, "disk")),
+        disk_bypassed=bool(numbers.get(metrics.CACHE_BYPASSED)),
+        disk_write_errors=round(sum(numbers.values.get(metrics.CACHE_WRITE_ERRORS.name, {}).values())),
+        evictions=round(sum(numbers.values.get(metrics.CACHE_EVICTIONS.name, {}).values())),
+    )
+
+
+def _upstream(numbers: Numbers) -> list[UpstreamView]:
+    attempts = numbers.histograms.get(metrics.UPSTREAM_SECONDS.name, {})
+    retries = numbers.values.get(metrics.UPSTREAM_RETRIES.name, {})
+    states: tuple[Literal["closed", "half_open", "open"], ...] = ("closed", "half_open", "open")
+    shown = []
+    for host in sorted({labels[0] for labels in attempts}):
+        good, total = Histogram(), 0
+        for (registry, outcome), histogram in attempts.items():
+            if registry == host:
+                total += histogram.count
+                if outcome == "ok":
+                    good.add(histogram)
+        abandoned = attempts.get((host, "abandoned"), Histogram()).count
+        shown.append(
+            UpstreamView(
+                registry=host,
+                breaker=states[round(numbers.get(metrics.BREAKER_STATE, host))],
+                attempts=total,
+                failures=total - good.count - abandoned,
+                retries=round(sum(count for labels, count in retries.items() if labels[0] == host)),
+                throttled=round(numbers.get(metrics.UPSTREAM_THROTTLED, host)),
+                received_bytes=round(numbers.get(metrics.UPSTREAM_BYTES, host)),
+                p50_seconds=quantile(good.buckets, 0.5),
+                p99_seconds=quantile(good.buckets, 0.99),
+            )
+        )
+    return shown
+
+
+def _device(record: DeviceRecord, overview: Overview) -> DeviceStats:
+    sent = dict.fromkeys(Origin, 0)
+    fetched = 0
+    trouble: tuple[str, str] | None = None
+    for worker in overview.workers:
+        held = worker.devices.get(record.name)
+        if held is not None and held.etag == record.etag:
+            fetched += held.fetched_bytes
+            trouble = trouble or held.error
+            for origin in Origin:
+                sent[origin] += held.served.get(origin.value, 0)
+    if record.failure is not None:
+        trouble = record.failure.code, record.failure.detail
+    total, cold = sum(sent.values()), sent[Origin.UPSTREAM]
+    progress = record.progress
+    return DeviceStats(
+        name=record.name,
+        state=record.state,
+        verification=record.verification,
+        layout=record.spec.layout,
+        image=record.image.reference if record.image else record.spec.source.image,
+        size=record.size,
+        segments=[
+            SegmentView(kind=s.kind, offset=s.offset, length=s.length, digest=s.digest)
+            for s in record.segments
+        ],
+        served_bytes=total,
+        hit_ratio=_share(total - cold, total),
+        amplification=_share(fetched, cold),
+        progress=ProgressView(phase=progress.phase, done=progress.done, total=progress.total)
+        if progress
+        else None,
+        error=FailureView(code=trouble[0], detail=trouble[1]) if trouble else None,
+        created_at=record.created_at,
+    )
+
+
+def _node(node: NodeRecord, now: float) -> NodeView:
+    return NodeView(
+        name=node.name,
+        version=node.report.version,
+        reported_at=_moment(node.reported_at),
+        silent=now - node.reported_at > SILENT_SECONDS,
+        devices=node.report.devices,
+    )
+
+
+def _share(part: float, whole: float) -> float | None:
+    return round(part / whole, 4) if whole else None
+
+
+def _moment(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")  # noqa: PLR2004

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import structlog
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.api import problems
@@ -28,6 +29,8 @@ from gateway.observe.requests import RequestCounts
 
 _MAX_FIELDS = 100
 _MAX_BYTES = 32768
+_MAX_BODY_BYTES = 1 << 20
+_UPLOADS = "/v1/artifacts/"
 _OPEN = frozenset({"/livez", "/readyz", "/", "/favicon.ico"})
 _OPEN_FOLDER = "/dashboard/"
 _READING = ("GET", "HEAD")
@@ -132,7 +135,9 @@ class Edge:
                 self._check_token(scope)
             name = _device_read(scope)
             if name is None:
-                await self._app(scope, receive, send)
+                # Uploads have a limit of their own, and are not held in memory.
+                limited = receive if scope["path"].startswith(_UPLOADS) else _limit(receive)
+                await self._app(scope, limited, send)
             else:
                 scope["path_params"] = {"name": name}
                 scope["endpoint"] = self._data
@@ -143,9 +148,10 @@ class Edge:
             await answer(error, send)
         except Exception:
             log.exception("request failed", method=scope["method"], path=scope["path"][:200])
-            if request.status:
-                raise
-            await answer(BlockgateError("an unexpected error; the gateway's log has the details"), send)
+            if not request.status:
+                await answer(unexpected(), send)
+            elif request.status < _SERVER_ERROR:
+                raise  # cut off in the middle; a 500 was sent whole by the framework's own net
 
     def _write(self, scope: Scope, status: int, seconds: float) -> None:
         path: str = scope["path"]
@@ -197,6 +203,11 @@ class Edge:
         return found
 
 
+def unexpected() -> BlockgateError:
+    """What a client is told of a defect."""
+    return BlockgateError("an unexpected error; the gateway's log has the details")
+
+
 async def answer(error: BlockgateError, send: Send, extra: Sequence[tuple[bytes, bytes]] = ()) -> None:
     """Send a problem document, with ``extra`` header fields."""
     status, headers, body = problems.render(error)
@@ -224,3 +235,19 @@ def _check_size(scope: Scope) -> None:
         raise HeadersTooLarge(
             f"at most {_MAX_FIELDS} header fields and {_MAX_BYTES} bytes of them are accepted"
         )
+
+
+def _limit(receive: Receive) -> Receive:
+    """``receive`` that raises once a body has become longer than any that is understood here."""
+    received = 0
+
+    async def limited() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > _MAX_BODY_BYTES:
+            # FastAPI takes any other kind of exception for a body that cannot be parsed.
+            raise HTTPException(413, f"a request body may have at most {_MAX_BODY_BYTES} bytes")
+        return message
+
+    return limited

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -25,6 +26,7 @@ from gateway.api.openapi import DATA_PATH
 from gateway.config import TokenEntry
 from gateway.errors import BlockgateError, Forbidden, HeadersTooLarge, Unauthenticated
 from gateway.logs import REQUEST, RequestContext
+from gateway.metrics import SECONDS_BOUNDS
 from gateway.observe.requests import RequestCounts
 
 _MAX_FIELDS = 100
@@ -91,7 +93,11 @@ class Edge:
         head, body = hot
         await send(head)
         await send(body)
-        self._counts.finished("GET", self._data, head["status"], time.perf_counter() - began)
+        # Histogram.observe without the call: this is paid for by each block that is read.
+        seconds = time.perf_counter() - began
+        ranges = self._counts.ranges
+        ranges.buckets[bisect_left(SECONDS_BOUNDS, seconds)] += 1
+        ranges.seconds += seconds
 
     def _hot(self, scope: Scope) -> tuple[Message, Message] | None:
         """A read of device bytes that is allowed and can be answered from memory; ``None`` for anything else."""

@@ -19,8 +19,8 @@ from benchmarks.servers import Registry, cpu_seconds, gateway, image
 
 NOTES = (
     (
-        "target 6: gzip -dc reads a local file and checks CRC-32 only; the pass downloads from nginx, hashes both sides, cuts "
-        "checkpoints and walks the tar on two threads, so it uses both processors; its time includes the registration's "
+        "target 6: gzip -dc reads a local file and checks CRC-32 only; the pass downloads from nginx, hashes both sides, "
+        "cuts checkpoints and walks the tar on two threads, so it uses both processors; its time includes the registration's "
         "calls, and polling every 20 ms"
     ),
     (

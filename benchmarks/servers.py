@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.layers import Layer
-from tests.support.processes import Process, free_port, port_answers, require_program
+from tests.support.processes import Process, free_port, port_answers, require_program, wait_until
 
 _ECHO_MODULE = Path("/usr/lib/nginx/modules/ngx_http_echo_module.so")
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -120,8 +120,9 @@ def nginx(
     )
     argv = [program, "-c", configuration, "-e", "stderr"]
     with Process(argv, log=state / "nginx.log", ready=port_answers(port)) as process:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        yield port, int(children[0])
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        wait_until(lambda: bool(children.read_text()), what="nginx's worker")
+        yield port, int(children.read_text().split()[0])
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from nbd_client.allocator import give_back
 from nbd_client.errors import DeviceBusy, DeviceUnknown, InvalidUrl, KernelError, NodeError, SourceChanged
 from nbd_client.kernel.attach import BLOCK_BYTES, Attachment
 from nbd_client.kernel.sysfs import Sysfs, device_path, index_of
@@ -40,6 +41,7 @@ class _Held:
     server: NbdServer | None = None
     reopening: asyncio.Task[None] | None = None
     reads_seen: int = -1
+    resting: bool = False
 
 
 class Agent:
@@ -163,12 +165,21 @@ class Agent:
         """For ever: give back the memory of devices that nobody reads (the kernel has its own cache)."""
         while True:
             await asyncio.sleep(_REST_AFTER_SECONDS)
-            for held in self._held.values():
-                if held.server is None or held.source is None:
-                    continue
-                if held.server.counters.reads == held.reads_seen:
-                    held.source.rest()
-                held.reads_seen = held.server.counters.reads
+            rested = [held for held in self._held.values() if self._rests(held)]
+            if rested:
+                give_back()
+
+    def _rests(self, held: _Held) -> bool:
+        """Put a device to rest that was not read since the last look, once; say whether."""
+        if held.server is None or held.source is None:
+            return False
+        reads = held.server.counters.reads
+        idle = reads == held.reads_seen and not held.resting
+        if idle:
+            held.source.rest()
+        held.resting = reads == held.reads_seen
+        held.reads_seen = reads
+        return idle
 
     async def park(self) -> None:
         """Answer what is in flight, close the connections, leave devices and records for the next agent."""

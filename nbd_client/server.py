@@ -142,7 +142,7 @@ class Session(asyncio.Protocol):
             self._close()
             return
         self._finishing = True
-        if self._transport is not None and not self._read_paused:
+        if self._transport is not None and not self._transport.is_closing() and not self._read_paused:
             self._read_paused = True
             self._transport.pause_reading()
         self._pump()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nbd_client.allocator import keep_large_buffers
 from nbd_client.server import NbdServer
 from nbd_client.source.stack import SourceOptions, open_source
 
@@ -36,6 +37,7 @@ def run_loop(main: Coroutine[Any, Any, None]) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+    keep_large_buffers()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(main)
 

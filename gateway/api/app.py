@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from gateway import __version__, errors
 from gateway.api import artifacts, dashboard, devices, nodes, operations, problems, stats
 from gateway.api.data import DataEndpoint
-from gateway.api.edge import Edge
+from gateway.api.edge import Edge, unexpected
 from gateway.api.openapi import DATA_PATH, data_operations
 from gateway.config import Settings
 from gateway.errors import BlockgateError
@@ -54,10 +54,12 @@ class _Application(FastAPI):
 def create_app(settings: Settings) -> FastAPI:
     """Build the application; its services open when its lifespan starts."""
     counts = RequestCounts()
+    data = DataEndpoint(counts, private=bool(settings.tokens), cors_origins=settings.cors_origins)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         services = app.state.services = await Services.open(settings)
+        data.shelf = services.shelf
         observation = app.state.observation = Observation(services, counts)
         try:
             await observation.start()
@@ -75,7 +77,6 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url="/docs",
         redoc_url=None,
     )
-    data = DataEndpoint(counts, private=bool(settings.tokens), cors_origins=settings.cors_origins)
     # A route like any other, but raw ASGI, and the edge goes to it directly: no framework layer is paid for per block.
     app.router.routes.insert(0, Route(DATA_PATH, data, methods=["GET", "HEAD"], include_in_schema=False))
     for router in _ROUTERS:
@@ -88,6 +89,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(BlockgateError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(Exception, _on_defect)
     app.openapi = lambda: schema(app)  # type: ignore[method-assign]
     return app
 
@@ -141,6 +143,11 @@ async def _on_error(_request: Request, error: Exception) -> Response:
     return _response(error)
 
 
+async def _on_defect(_request: Request, _error: Exception) -> Response:
+    """Starlette raises the error again behind this answer; the edge logs it."""
+    return _response(unexpected())
+
+
 async def _on_validation(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101
     wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:10])
@@ -148,7 +155,7 @@ async def _on_validation(_request: Request, error: Exception) -> Response:
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
-    """Starlette's own answers: no route, or no such method on it."""
+    """Starlette's own answers: no route, or no such method on it; and the edge's for a body that is too large."""
     assert isinstance(error, HTTPException)  # noqa: S101
     method, path = request.method, request.url.path[:200]
     if error.status_code == 405:  # noqa: PLR2004
@@ -158,4 +165,6 @@ async def _on_http(request: Request, error: Exception) -> Response:
         return response
     if error.status_code == 404:  # noqa: PLR2004
         return _response(errors.RouteNotFound(f"there is nothing at {path}; /docs lists what there is"))
+    if error.status_code == 413:  # noqa: PLR2004
+        return _response(errors.PayloadTooLarge(error.detail))
     return _response(errors.InvalidRequest(str(error.detail)))

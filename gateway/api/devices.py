@@ -41,7 +41,14 @@ def _base(request: Request) -> str:
     status_code=202,
     responses={
         200: {"model": DeviceView, "description": "The device exists with this very specification"},
-        **responses(errors.InvalidRequest, errors.InvalidReference, errors.DeviceExists, errors.StorageError),
+        **responses(
+            errors.InvalidRequest,
+            errors.InvalidReference,
+            errors.ArtifactNotFound,
+            errors.DeviceExists,
+            errors.PayloadTooLarge,
+            errors.StorageError,
+        ),
     },
 )
 async def register(name: Name, spec: DeviceSpec, request: Request, response: Response) -> DeviceView:

@@ -14,8 +14,10 @@ import hashlib
 import hmac
 import time
 from collections.abc import Sequence
+from typing import Protocol
 
 import structlog
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.api import problems
@@ -27,6 +29,8 @@ from gateway.observe.requests import RequestCounts
 
 _MAX_FIELDS = 100
 _MAX_BYTES = 32768
+_MAX_BODY_BYTES = 1 << 20
+_UPLOADS = "/v1/artifacts/"
 _OPEN = frozenset({"/livez", "/readyz", "/", "/favicon.ico"})
 _OPEN_FOLDER = "/dashboard/"
 _READING = ("GET", "HEAD")
@@ -39,6 +43,18 @@ _SERVER_ERROR = 500
 log = structlog.get_logger(__name__)
 
 
+class DataRoute(Protocol):
+    """An ASGI application that can answer some requests for a device's bytes at once (``api/data.py``)."""
+
+    def peek(self, scope: Scope, name: str) -> tuple[Message, Message] | None:
+        """The answer's two messages, if there is nothing to wait for."""
+        ...
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        ...
+
+
 class Edge:
     """Wraps the application; ``data`` answers what ``/v1/devices/{name}/data`` is asked.
 
@@ -48,7 +64,7 @@ class Edge:
     def __init__(
         self,
         app: ASGIApp,
-        data: ASGIApp,
+        data: DataRoute,
         counts: RequestCounts,
         *,
         tokens: Sequence[TokenEntry] = (),
@@ -66,11 +82,34 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        began = time.perf_counter()
+        hot = self._hot(scope)
+        if hot is None:
+            await self._answer(scope, receive, send, began)
+            return
+        head, body = hot
+        await send(head)
+        await send(body)
+        self._counts.finished("GET", self._data, head["status"], time.perf_counter() - began)
+
+    def _hot(self, scope: Scope) -> tuple[Message, Message] | None:
+        """A read of device bytes that is allowed and can be answered from memory; ``None`` for anything else."""
+        name = _device_read(scope)
+        if name is None or self._access_log:
+            return None
+        try:
+            _check_size(scope)
+            if self._tokens:
+                self._check_token(scope)
+        except BlockgateError:
+            return None
+        return self._data.peek(scope, name)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, began: float) -> None:
         request = RequestContext(scope["headers"])
         REQUEST.set(request)
         counts = self._counts
         counts.in_flight += 1
-        began = time.perf_counter()
 
         async def watched(message: Message) -> None:
             if not request.status:  # the first message is the answer's head
@@ -96,7 +135,9 @@ class Edge:
                 self._check_token(scope)
             name = _device_read(scope)
             if name is None:
-                await self._app(scope, receive, send)
+                # Uploads have a limit of their own, and are not held in memory.
+                limited = receive if scope["path"].startswith(_UPLOADS) else _limit(receive)
+                await self._app(scope, limited, send)
             else:
                 scope["path_params"] = {"name": name}
                 scope["endpoint"] = self._data
@@ -107,9 +148,10 @@ class Edge:
             await answer(error, send)
         except Exception:
             log.exception("request failed", method=scope["method"], path=scope["path"][:200])
-            if request.status:
-                raise
-            await answer(BlockgateError("an unexpected error; the gateway's log has the details"), send)
+            if not request.status:
+                await answer(unexpected(), send)
+            elif request.status < _SERVER_ERROR:
+                raise  # cut off in the middle; a 500 was sent whole by the framework's own net
 
     def _write(self, scope: Scope, status: int, seconds: float) -> None:
         path: str = scope["path"]
@@ -161,6 +203,11 @@ class Edge:
         return found
 
 
+def unexpected() -> BlockgateError:
+    """What a client is told of a defect."""
+    return BlockgateError("an unexpected error; the gateway's log has the details")
+
+
 async def answer(error: BlockgateError, send: Send, extra: Sequence[tuple[bytes, bytes]] = ()) -> None:
     """Send a problem document, with ``extra`` header fields."""
     status, headers, body = problems.render(error)
@@ -188,3 +235,19 @@ def _check_size(scope: Scope) -> None:
         raise HeadersTooLarge(
             f"at most {_MAX_FIELDS} header fields and {_MAX_BYTES} bytes of them are accepted"
         )
+
+
+def _limit(receive: Receive) -> Receive:
+    """``receive`` that raises once a body has become longer than any that is understood here."""
+    received = 0
+
+    async def limited() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > _MAX_BODY_BYTES:
+            # FastAPI takes any other kind of exception for a body that cannot be parsed.
+            raise HTTPException(413, f"a request body may have at most {_MAX_BODY_BYTES} bytes")
+        return message
+
+    return limited

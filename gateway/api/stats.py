@@ -301,10 +301,12 @@ def status_of(
         return StatusView(level="trouble", reason="; ".join(reasons))
     serving = sum(record.state in SERVING for record in records or [])
     under_way = sum(record.state == "indexing" for record in records or [])
-    parts = [f"{_count(serving, 'device')} ready"] if serving or not under_way else []
-    if under_way:
-        parts.append(f"{under_way} being indexed")
-    return StatusView(level="ok", reason=", ".join([*parts, "nothing is wrong"]))
+    failed = sum(record.state == "failed" for record in records or [])
+    parts = [f"{_count(serving, 'device')} ready"]
+    parts += [f"{under_way} being indexed"] if under_way else []
+    # Somebody asked for an image that could not be had: no trouble of the gateway's.
+    parts += [f"{_count(failed, 'registration')} failed"] if failed else ["nothing is wrong"]
+    return StatusView(level="ok", reason=", ".join(parts))
 
 
 def _traffic(overview: Overview) -> TrafficView:

@@ -100,14 +100,18 @@ class Catalog:
             connection.execute(sa.insert(devices).values(row))
             return _record(connection.execute(_by_name(name)).mappings().one())
 
-        try:
-            return await self._write(work), True
-        except DuplicateRow:
-            present = await self.get(name)
+        while True:
+            try:
+                return await self._write(work), True
+            except DuplicateRow:
+                try:
+                    present = await self.get(name)
+                except DeviceNotFound:
+                    continue  # what was in the way was deleted meanwhile
             if present.spec != spec:
                 raise DeviceExists(
                     f"device {name!r} exists with another specification; delete it first or choose another name"
-                ) from None
+                )
             return present, False
 
     async def get(self, name: str) -> DeviceRecord:
@@ -117,7 +121,8 @@ class Catalog:
             row = connection.execute(_by_name(name)).mappings().one_or_none()
             return None if row is None else _record(row)
 
-        record = await self._read(work)
+        # A name that no device can have need not be looked for; PostgreSQL would not even take a NUL.
+        record = None if "\x00" in name else await self._read(work)
         if record is None:
             raise DeviceNotFound(f"there is no device {name!r}")
         return record

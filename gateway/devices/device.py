@@ -43,13 +43,10 @@ class Device:
         self.layers = layers
         self.served: dict[Origin, int] = dict.fromkeys(Origin, 0)
         self._map = SegmentMap(segments)
+        self.size = self._map.size
+        """Bytes."""
         self._store = store
         self._streams = StreamTracker(_READAHEAD_BYTES)
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return self._map.size
 
     @property
     def segments(self) -> list[Segment]:
@@ -58,6 +55,9 @@ class Device:
 
     def peek(self, start: int, stop: int) -> list[Bytes] | None:
         """The bytes of ``[start, stop)`` in pieces when all of them are in memory; never waits."""
+        piece = self.peek_one(start, stop)
+        if piece is not None:
+            return [piece]
         pieces: list[Bytes] = []
         for want in self._wants(start, stop):
             if want.layer is None:
@@ -71,6 +71,27 @@ class Device:
             pieces.append(memoryview(data)[want.start : want.stop])
         self.served[Origin.MEMORY] += stop - start
         return pieces
+
+    def peek_one(self, start: int, stop: int) -> Bytes | None:
+        """As ``peek`` for bytes of a single span; ``None`` also when they are of several, or zeros."""
+        if not 0 <= start < stop <= self.size:
+            return None
+        number = self._map.find(start)
+        layer = self.layers[number]
+        if layer is None:
+            return None
+        segment = self._map.segments[number]
+        first = start - segment.offset
+        length = stop - start
+        span, begin, end = layer.table.locate(first)
+        if first + length > min(end, segment.length):
+            return None
+        data = self._store.peek(layer, span)
+        if data is None:
+            return None
+        layer.reads[span] += 1
+        self.served[Origin.MEMORY] += length
+        return memoryview(data)[first - begin : first - begin + length]
 
     def expect(self, start: int, stop: int) -> None:
         """A request for ``[start, stop)`` is being answered: read ahead of it if it belongs to a stream."""

@@ -100,7 +100,7 @@ class Registrar:
 
     async def _resume(self) -> None:
         for record in await self._catalog.all():
-            if record.state == "indexing" or (record.state in SERVING and record.verification == "verifying"):
+            if _unfinished(record):
                 self.begin(record)
 
     async def _own(self, record: DeviceRecord) -> None:
@@ -112,7 +112,8 @@ class Registrar:
                 current = await self._catalog.get(record.name)
             except DeviceNotFound:
                 return
-            if current.uid == record.uid:
+            # What was read before may be old: another process may have finished it.
+            if current.uid == record.uid and _unfinished(current):
                 await self._run(current)
 
     async def _run(self, record: DeviceRecord) -> None:
@@ -147,6 +148,10 @@ class Registrar:
             log.error("catalog", device=record.name, error=error.detail)
 
 
+def _unfinished(record: DeviceRecord) -> bool:
+    return record.state == "indexing" or (record.state in SERVING and record.verification == "verifying")
+
+
 class _Registration:
     """One device's way."""
 
@@ -179,7 +184,7 @@ class _Registration:
         await self._ready(chosen, segments, contents, "verified")
 
     async def prove(self, chosen: Chosen | None = None) -> None:
-        """The pass behind a device that is already being served; a registry that is down only delays it."""
+        """The pass behind a device that is already being served; a registry that is down or a full disk only delays it."""
         if chosen is None:
             assert self._record.image is not None  # noqa: S101 - a device that serves has one
             chosen = self._access.recall(self._record.image)
@@ -188,7 +193,7 @@ class _Registration:
             try:
                 await self._index_layers(chosen)
                 break
-            except UpstreamError as error:
+            except (UpstreamError, StorageError) as error:
                 log.warning("proof delayed", device=self._record.name, code=error.code, error=error.detail)
                 await asyncio.sleep(_PROOF_RETRY_SECONDS)
         await self._catalog.update(self._record, verification="verified", progress=None)

@@ -86,6 +86,8 @@ def place(metadata: Piece, slots: Sequence[Slot], layers: Sequence[Piece]) -> li
     order = sorted(range(len(slots)), key=lambda i: slots[i].offset)
     for i in order:
         slot, layer = slots[i], layers[i]
+        if not slot.length:
+            continue  # an empty layer is nowhere, and may share its place with another one
         if slot.offset < end:
             raise InvalidMetadata(
                 f"slot {i} of the device table begins at byte {slot.offset}, inside of what is before it"

@@ -26,6 +26,7 @@ from gateway.errors import (
     DeviceNotReady,
     DeviceQuarantined,
     IndexDamaged,
+    RegistryUnreachable,
     StorageError,
 )
 from gateway.ingest.folder import LayerFolders
@@ -153,10 +154,10 @@ class Shelf:
                 local=local,
                 provisional_memory=None if proven else MemoryTier(_PROVISIONAL_MEMORY_BYTES),
             )
-            if record.state == "degraded":
-                # Not known to be well before it has delivered something.
-                layer.error = BlockgateError(record.failure.detail if record.failure else "degraded")
-            layer.on_health = partial(self._health, record, layer)
+            layer.on_health = partial(self._health, record, layers, layer)
+            if record.state == "degraded" and not local:
+                # Another process found that out, or this one before it was started anew: the next success is news.
+                layer.error = RegistryUnreachable(record.failure.detail if record.failure else "not known")
             layers.append(layer)
         return Device(record.name, record.segments, layers, self._store), indexes
 
@@ -193,7 +194,13 @@ class Shelf:
         self._closing = [other for other in self._closing if other is not served]
         self._closed.update(served)
 
-    def _health(self, record: DeviceRecord, layer: SpanLayer, error: BlockgateError | None) -> None:
+    def _health(
+        self,
+        record: DeviceRecord,
+        layers: list[SpanLayer | None],
+        layer: SpanLayer,
+        error: BlockgateError | None,
+    ) -> None:
         """A layer's source began or ceased to fail: say so in the catalog, if it is more than a passing trouble."""
         if isinstance(error, IndexDamaged):
             self._folders.discard(layer.blob, layer.index_id)
@@ -201,6 +208,8 @@ class Shelf:
             return
         if error is not None and error.retryable:
             return
+        if error is None and any(one and one.error and not one.error.retryable for one in layers):
+            return  # another layer fails still
         self._spawn(self._set_health(record, error))
 
     async def _set_health(self, record: DeviceRecord, error: BlockgateError | None) -> None:

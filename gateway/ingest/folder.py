@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -76,7 +77,8 @@ class FolderWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._zinfo.close()
+        with contextlib.suppress(OSError):  # a full disk refuses what is still buffered
+            self._zinfo.close()
         shutil.rmtree(self.work, ignore_errors=True)
 
     @property

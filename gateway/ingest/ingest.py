@@ -58,7 +58,12 @@ class Ingest:
         async with self._turn(promise.digest, name):
             found = self.find(promise.digest, kind, supplied_digest)
             if found is None:
-                await self._pass(blob, promise, kind, name, supplied, supplied_digest, progress)
+                try:
+                    await self._pass(blob, promise, kind, name, supplied, supplied_digest, progress)
+                except OSError as error:
+                    raise StorageError(
+                        f"the index of {promise.digest} cannot be written: {error.strerror}"
+                    ) from error
                 found = LayerIndex.open(self.folders.path(promise.digest, name))
         progress(promise.size, promise.size)
         if found is None:

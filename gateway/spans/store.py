@@ -46,6 +46,9 @@ class Origin(StrEnum):
     UPSTREAM = "upstream"
     LOCAL = "local"
 
+    # That of Enum is Python code, and these are keys of what is counted for each read.
+    __hash__ = str.__hash__
+
 
 Found = tuple[Bytes, Origin]
 

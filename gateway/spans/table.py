@@ -102,6 +102,12 @@ class SpanTable:
             raise IndexError(offset)
         return bisect_right(self._out_starts, offset) - 1
 
+    def locate(self, offset: int) -> tuple[int, int, int]:
+        """``(index, out_start, out_stop)`` of the span that holds decoded byte ``offset``."""
+        index = self.find(offset)
+        stop = self._out_starts[index + 1] if index + 1 < self.count else self.size
+        return index, self._out_starts[index], stop
+
     def bounds(self, index: int) -> tuple[int, int]:
         """``(out_start, out_stop)`` of a span, without unpacking the rest of it."""
         start = self._out_starts[index]

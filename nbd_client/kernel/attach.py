@@ -62,6 +62,7 @@ class KernelAttachment:
         self._sysfs = sysfs
         self._timeouts = timeouts or Timeouts()
         self._connections = connections
+        self._calls = asyncio.Lock()  # the netlink socket carries one call at a time
 
     async def attach(self, serve: Serve, *, size: int, backend: str, index: int | None) -> int:
         """Make a device of ``size`` bytes; return its index. Raises ``KernelError``.
@@ -81,7 +82,8 @@ class KernelAttachment:
                 index=index,
             )
             try:
-                attached = await asyncio.to_thread(self._netlink.connect, request)
+                async with self._calls:
+                    attached = await asyncio.to_thread(self._netlink.connect, request)
             except DeviceBusy:
                 _abort(sessions)
                 if attempt == _BUSY_TRIES - 1 or self._owned(index):
@@ -107,9 +109,9 @@ class KernelAttachment:
             ours, theirs = _socket_pairs(self._connections)
             sessions = [await serve(end) for end in ours]
             try:
-                await asyncio.to_thread(
-                    self._netlink.reconfigure, index, backend, [end.fileno() for end in theirs]
-                )
+                fds = [end.fileno() for end in theirs]
+                async with self._calls:
+                    await asyncio.to_thread(self._netlink.reconfigure, index, backend, fds)
             except BaseException:
                 _abort(sessions)
                 raise
@@ -123,7 +125,8 @@ class KernelAttachment:
 
     async def detach(self, index: int) -> None:
         """Take the device down and wait until the kernel let go of it. Raises ``KernelError``."""
-        await asyncio.to_thread(self._netlink.disconnect, index)
+        async with self._calls:
+            await asyncio.to_thread(self._netlink.disconnect, index)
         for _ in range(_SETTLE_TRIES):
             state = self._sysfs.state(index)
             if state is None or not state.in_use:

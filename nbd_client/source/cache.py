@@ -24,7 +24,9 @@ class CacheReader:
     def __init__(self, inner: Reader, budget_bytes: int) -> None:
         self._inner = inner
         self._extents: ExtentMap[_Fetch] = ExtentMap(budget_bytes)
-        self._fetches: set[_Fetch] = set()
+        self._fetches: dict[_Fetch, int] = {}  # what is awaited of the inner reader, in bytes
+        self._budget_bytes = budget_bytes
+        self._in_flight_bytes = 0
         self._size = inner.size
 
     @property
@@ -47,10 +49,17 @@ class CacheReader:
             fetch = self._begin(Extent(offset, offset + length))
             if fetch is not None:
                 return fetch
-        return self._own(self.read(offset, length))
+        return self._own(self.read(offset, length), 0)
 
     def prefetch(self, start: int, end: int) -> None:
-        """Begin to fetch whatever of ``[start, end)`` is neither here nor on its way. Errors are dropped."""
+        """Begin to fetch whatever of ``[start, end)`` is neither here nor on its way. Errors are dropped.
+
+        So is the hint itself, when as much is on its way as the cache can hold.
+        """
+        if self._in_flight_bytes + end - start <= self._budget_bytes:
+            self._fetch_missing(start, end)
+
+    def _fetch_missing(self, start: int, end: int) -> None:
         for gap_start, gap_end in self._extents.gaps(start, min(end, self._size)):
             for piece in range(gap_start, gap_end, _MAX_FETCH_BYTES):
                 self._begin(Extent(piece, min(piece + _MAX_FETCH_BYTES, gap_end)))
@@ -63,7 +72,7 @@ class CacheReader:
         end = offset + length
         others = {extent.pending for extent in self._extents.overlapping(offset, end)}
         while True:
-            self.prefetch(offset, end)
+            self._fetch_missing(offset, end)
             extents = self._extents.overlapping(offset, end)
             try:
                 return await self._assemble(offset, end, extents)
@@ -100,17 +109,18 @@ class CacheReader:
     def _begin(self, extent: Extent[_Fetch]) -> _Fetch | None:
         if not self._extents.add(extent):
             return None
-        extent.pending = fetch = self._own(self._fetch(extent))
+        extent.pending = fetch = self._own(self._fetch(extent), extent.end - extent.start)
         return fetch
 
-    def _own(self, work: Coroutine[Any, Any, Bytes]) -> _Fetch:
+    def _own(self, work: Coroutine[Any, Any, Bytes], awaited_bytes: int) -> _Fetch:
         task = asyncio.get_running_loop().create_task(work)
-        self._fetches.add(task)
+        self._fetches[task] = awaited_bytes
+        self._in_flight_bytes += awaited_bytes
         task.add_done_callback(self._ended)
         return task
 
     def _ended(self, fetch: _Fetch) -> None:
-        self._fetches.discard(fetch)
+        self._in_flight_bytes -= self._fetches.pop(fetch)
         if not fetch.cancelled():
             fetch.exception()  # those who wait have it; a prefetch's is nobody's business
 

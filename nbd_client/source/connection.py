@@ -19,8 +19,6 @@ from enum import Enum, auto
 from typing import cast
 
 from nbd_client.errors import (
-    NodeError,
-    SourceError,
     SourceProtocolError,
     SourceTimeout,
     SourceUnreachable,
@@ -43,10 +41,8 @@ class _State(Enum):
     CLOSED = auto()
 
 
-class StaleConnection(SourceUnreachable):
+class StaleConnection(Exception):
     """The server had closed a kept connection before it saw the request: ask again on a fresh one at once."""
-
-    code = "source_stale_connection"
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -78,7 +74,8 @@ class Connection(asyncio.BufferedProtocol):
     async def fetch(self, request: bytes, judge: Judge, target: memoryview, deadline: float) -> int:
         """Send ``request``; fill a prefix of ``target`` with the body; return how many bytes.
 
-        ``deadline`` is a time of the loop's clock. Raises ``SourceError``; the connection is closed then.
+        ``deadline`` is a time of the loop's clock. Raises ``SourceError``, ``StaleConnection`` or
+        what ``judge`` raised; the connection is closed then.
         """
         transport = self._transport
         if transport is None or self._state is not _State.IDLE:
@@ -144,7 +141,7 @@ class Connection(asyncio.BufferedProtocol):
 
     # Inside.
 
-    def _broken(self, exc: Exception | None = None) -> SourceError:
+    def _broken(self, exc: Exception | None = None) -> Exception:
         if self._state is _State.BODY:
             text = f"the body ended after {self._filled} of {self._expected} bytes"
             return TruncatedBody(text, received=self._filled)
@@ -168,7 +165,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._head_filled = surplus
             assert self._judge is not None  # noqa: S101  set with the state
             expected = self._judge(head)
-        except NodeError as error:
+        except Exception as error:  # noqa: BLE001  whatever the judge raised is for the caller
             self._fail(error)
             return
         if not 0 < expected <= len(self._target) or surplus > expected:
@@ -198,7 +195,7 @@ class Connection(asyncio.BufferedProtocol):
         if waiter is not None and not waiter.done():
             waiter.set_result(self._filled)
 
-    def _fail(self, error: NodeError) -> None:
+    def _fail(self, error: Exception) -> None:
         if self._state is _State.CLOSED:
             return
         waiter = self._waiter

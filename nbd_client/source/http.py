@@ -12,7 +12,14 @@ from math import inf
 from typing import Self
 
 from nbd_client import __version__
-from nbd_client.errors import InvalidOption, NodeError, SourceChanged, SourceProtocolError, SourceRefused
+from nbd_client.errors import (
+    InvalidOption,
+    NodeError,
+    SourceChanged,
+    SourceProtocolError,
+    SourceRefused,
+    SourceUnreachable,
+)
 from nbd_client.source.connection import Judge, StaleConnection
 from nbd_client.source.pool import ConnectionPool
 from nbd_client.source.response import REDIRECTS, Head, Pin, check_range, named, pin_of
@@ -32,16 +39,12 @@ class HttpLimits:
     attempt_timeout_seconds: float = 27.0
 
 
-class _Redirected(NodeError):
-    """Carries a Location from the judge to the request loop."""
-
-    code = "redirected"
+class _Redirected(Exception):
+    """Carries a Location."""
 
 
-class _Refused(SourceRefused):
-    """A refusal that remembers its status."""
-
-    status = 0
+class _Expired(Exception):
+    """Carries a refusal that may be due to the age of the address."""
 
 
 class HttpSource:
@@ -128,9 +131,7 @@ class HttpSource:
             if head.status in REDIRECTS:
                 _raise_redirect(head)
             if head.status in _EXPIRED:
-                refused = _Refused(f"the server answered {head.status}")
-                refused.status = head.status
-                raise refused
+                raise _Expired(f"the server answered {head.status}")
             return check_range(head, offset, length, pin)
 
         try:
@@ -160,12 +161,12 @@ class HttpSource:
                 return await self._request(at, offset, length, target, judge, deadline)
             except _Redirected as redirect:
                 try:
-                    self._aim(at.redirected(redirect.detail))
+                    self._aim(at.redirected(str(redirect)))
                 except NodeError as error:
                     raise named(SourceRefused(error.detail), self.shown) from None
-            except _Refused as refused:
+            except _Expired as expired:
                 if at is self._origin:
-                    raise named(SourceRefused(refused.detail), self.shown) from None
+                    raise named(SourceRefused(str(expired)), self.shown) from None
                 self._aim(self._origin)
             except NodeError as error:
                 raise named(error, self.shown) from None
@@ -188,13 +189,15 @@ class HttpSource:
         request = self._encode(at) + b"Range: bytes=%d-%d\r\n\r\n" % (offset, offset + length - 1)
         fresh = False
         while True:
-            connection = await pool.acquire(deadline, fresh=fresh)
+            connection = None if fresh else pool.take()
+            if connection is None:
+                connection = await pool.acquire(deadline, fresh=fresh)
             self.requests += 1
             try:
                 return await connection.fetch(request, judge, target, deadline)
             except StaleConnection:
                 if fresh:
-                    raise
+                    raise SourceUnreachable("the server closes every connection at once") from None
                 fresh = True
             finally:
                 pool.release(connection)

@@ -26,6 +26,18 @@ class ConnectionPool:
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._closed = False
 
+    def take(self) -> Connection | None:
+        """What :meth:`acquire` would give, if that needs no waiting."""
+        if not self._slots:
+            return None
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable:
+                self._slots -= 1
+                self._in_use.add(connection)
+                return connection
+        return None
+
     async def acquire(self, deadline: float, *, fresh: bool = False) -> Connection:
         """A usable connection before ``deadline`` (loop's clock); ``fresh``: one that was never used.
 

@@ -1,8 +1,9 @@
 """Fetch what a sequential reader will ask for, before it does.
 
-The decisions are :class:`Streams` (PURE). A read that begins where an earlier one ended makes a stream; each
-further one doubles how far it is read ahead, up to several MiB in flight, in pieces that begin and end at
-round offsets. Reads that continue nothing cause nothing, so random reads cost exactly what they need.
+The decisions are :class:`Streams` (PURE). A read that begins where an earlier one ended makes a stream, read
+ahead by twice its length; each further one doubles that, up to several MiB in flight, in pieces that begin and
+end at round offsets. Reads that continue nothing cause nothing, so random reads cost exactly what they need;
+two that happen to be neighbours cost a few KiB once, because a stream that is not continued soon is forgotten.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ from dataclasses import dataclass
 from nbd_client.reader import Bytes, check_bounds
 from nbd_client.source.cache import CacheReader
 
-_CANDIDATES = 64
+_CANDIDATES = 32
 _STREAMS = 8
+_FORGOTTEN_AFTER_READS = 256
+_OVERTAKING_READS = 16  # requests of one reader that may be in flight, and so overtake each other
+_MAX_OVERTAKING_BYTES = 2 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class ReadaheadPolicy:
-    """Bytes: the first window, the largest one, all windows together, and the pieces that are fetched."""
+    """Bytes: how far one stream is read ahead at most, all streams together, and the pieces that are fetched."""
 
-    first_window_bytes: int = 256 << 10
     window_bytes: int = 8 << 20
     total_bytes: int = 16 << 20
     piece_bytes: int = 1 << 20
@@ -33,6 +36,7 @@ class _Stream:
     expected: int  # where the next read should begin
     ahead: int  # everything below was asked for
     window: int
+    seen: int = 0  # number of the read that continued it last
 
 
 class Streams:
@@ -43,11 +47,13 @@ class Streams:
         self._policy = policy
         self._candidates: OrderedDict[int, None] = OrderedDict()  # where recent lone reads ended
         self._streams: list[_Stream] = []  # least recently used first
+        self._reads = 0
 
     def observe(self, offset: int, length: int) -> list[tuple[int, int]]:
         """Take note of a read; return the ranges to fetch now, in order."""
+        self._reads += 1
         end = offset + length
-        stream = self._stream_of(offset)
+        stream = self._stream_of(offset, length)
         if stream is None:
             if offset not in self._candidates:
                 self._candidates[end] = None
@@ -55,21 +61,25 @@ class Streams:
                     self._candidates.popitem(last=False)
                 return []
             del self._candidates[offset]
-            stream = _Stream(end, end, max(self._policy.first_window_bytes, 2 * length) // 2)
-            if len(self._streams) == _STREAMS:
-                del self._streams[0]
+            stream = _Stream(offset, end, length)
         else:
             self._streams.remove(stream)
         self._streams.append(stream)
+        if offset == stream.expected:
+            stream.window = min(2 * stream.window, self._policy.window_bytes)
         stream.expected = max(stream.expected, end)
         stream.ahead = max(stream.ahead, stream.expected)
-        stream.window = min(2 * stream.window, self._policy.window_bytes)
+        stream.seen = self._reads
         return self._advance(stream, length)
 
-    def _stream_of(self, offset: int) -> _Stream | None:
-        """Several requests of one reader are in flight and may overtake each other: near is good enough."""
-        for stream in reversed(self._streams):
-            if stream.expected - stream.window <= offset <= max(stream.ahead, stream.expected):
+    def _stream_of(self, offset: int, length: int) -> _Stream | None:
+        """The stream that a read belongs to, if only near its head; those long out of use are dropped."""
+        streams = self._streams
+        while streams and (len(streams) > _STREAMS or self._reads - streams[0].seen > _FORGOTTEN_AFTER_READS):
+            del streams[0]
+        slack = min(_OVERTAKING_READS * length, _MAX_OVERTAKING_BYTES)
+        for stream in reversed(streams):
+            if -slack <= offset - stream.expected <= slack:
                 return stream
         return None
 

@@ -49,6 +49,11 @@ class Source:
         return self._http.pin
 
     @property
+    def cached_bytes(self) -> int:
+        """Memory that the cache holds."""
+        return self._cache.used_bytes
+
+    @property
     def requests(self) -> int:
         """HTTP requests sent so far."""
         return self._http.requests

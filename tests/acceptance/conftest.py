@@ -8,7 +8,7 @@ import tarfile
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -101,7 +101,7 @@ class Held:
         self._seconds = seconds
         self._replies: list[Reply] = []
 
-    def __enter__(self) -> "Held":
+    def __enter__(self) -> Self:
         self._registry.inject(self._hold, times=None, matching=self._matches)
         return self
 

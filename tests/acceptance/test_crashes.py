@@ -42,12 +42,7 @@ def leftovers(gateway: Gateway) -> list[str]:
 def test_a_crash_during_a_registration_delays_it_and_nothing_else(
     moment: str, gateway: Gateway, faulty: FaultRegistry, small_tar: bytes, figure: Figure
 ) -> None:
-    digest = next(
-        stored.digest
-        for stored in [
-            faulty.add_image(f"team/{moment}", [member(small_tar, level=_LEVELS[moment])]).layers[0]
-        ]
-    )
+    digest = faulty.add_image(f"team/{moment}", [member(small_tar, level=_LEVELS[moment])]).layers[0].digest
     before = {device["name"] for device in gateway.http.get("/v1/devices").json()["devices"]}
     for layout in ("tar", "filesystem"):
         assert gateway.put(f"{moment}-{layout}", body(faulty, moment, layout)).status_code == 202
@@ -58,7 +53,7 @@ def test_a_crash_during_a_registration_delays_it_and_nothing_else(
             assert gateway.temporary_files()
     elif moment == "finishing":
         folder = gateway.data_dir / "layers" / digest.removeprefix("sha256:")
-        wait_until(lambda: folder.is_dir(), what="a pass")
+        wait_until(folder.is_dir, what="a pass")
         gateway.kill()
     else:
         gateway.kill()

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.inprocess import make_layout, running
+from tests.support.inprocess import make_layout, quiet_logs, running
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _logs():
+    quiet_logs()
 
 
 @pytest.fixture(scope="session")

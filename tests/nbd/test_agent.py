@@ -207,7 +207,7 @@ async def test_a_successor_waits_for_a_source_that_is_away(make_agent, kernel, s
     await second.recover()
     before = server.count
     async with asyncio.timeout(20):
-        while server.count == before:  # noqa: ASYNC110
+        while server.count == before:
             await asyncio.sleep(0.01)
     assert second.list()[0]["state"] == "recovering"
     server.faults.clear()
@@ -247,6 +247,19 @@ async def test_a_device_that_is_served_by_another_process_is_not_taken_over(make
     await agent.attach(server.url)
     with pytest.raises(KernelError, match="another process"):
         await agent.reattach("/dev/nbd0")
+    await agent.detach("/dev/nbd0")
+
+
+async def test_a_device_that_nobody_reads_gives_its_memory_back_once(make_agent, kernel, server):
+    agent = make_agent()
+    await agent.attach(server.url)
+    held = agent._held[0]
+    await asyncio.to_thread(kernel.read, 0, 0, 65_536)
+    assert held.source.cached_bytes >= 65_536
+    assert [agent._rests(held) for _ in range(4)] == [False, True, False, False]
+    assert held.source.cached_bytes == 0
+    assert (await asyncio.to_thread(kernel.read, 0, 0, 512)).payload == CONTENT[:512]
+    assert [agent._rests(held) for _ in range(3)] == [False, True, False]
     await agent.detach("/dev/nbd0")
 
 

@@ -119,6 +119,20 @@ async def test_a_source_that_stays_broken_is_asked_a_bounded_number_of_times():
     assert len(inner.asked) <= 4
 
 
+async def test_hints_are_dropped_when_as_much_is_on_its_way_as_the_cache_can_hold():
+    inner = Inner()
+    inner.gate.clear()
+    cache = CacheReader(inner, 100_000)
+    for offset in range(0, len(CONTENT), 10_000):
+        cache.prefetch(offset, offset + 10_000)
+    await asyncio.sleep(0)
+    assert sum(length for _, length in inner.asked) == 100_000
+    read = asyncio.create_task(cache.read(500_000, 200_000))
+    await asyncio.sleep(0)
+    inner.gate.set()
+    assert await read == CONTENT[500_000:700_000], "what is needed is no hint"
+
+
 async def test_random_reads_with_a_small_budget_are_right_and_within_it():
     inner = Inner()
     cache = CacheReader(inner, 100_000)

@@ -152,7 +152,7 @@ async def test_nbdfuse_shows_it_as_a_file(export, tmp_path):
     process = await asyncio.create_subprocess_exec(nbdfuse, "-r", disk, "--unix", path)
     try:
         async with asyncio.timeout(20):
-            while not await asyncio.to_thread(disk.exists):  # noqa: ASYNC110
+            while not await asyncio.to_thread(disk.exists):
                 await asyncio.sleep(0.02)
         assert await asyncio.to_thread(disk.read_bytes) == CONTENT
     finally:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 from itertools import pairwise
 
 from hypothesis import given
@@ -60,6 +61,17 @@ def test_many_streams_share_the_budget():
                 ahead[base] = end - (base + (n + 1) * 128 * KIB)
     assert len(ahead) == 8
     assert sum(ahead.values()) <= POLICY.total_bytes
+
+
+def test_a_hundred_thousand_random_reads_cause_next_to_nothing():
+    """Neighbours by chance, and reads that fall near what was read ahead, must not feed each other."""
+    rng = random.Random(1)
+    streams = Streams(SIZE, POLICY)
+    blocks = SIZE // (4 * KIB)
+    asked = [
+        piece for _ in range(100_000) for piece in streams.observe(rng.randrange(blocks) * 4 * KIB, 4 * KIB)
+    ]
+    assert sum(end - start for start, end in asked) < 100_000 * 4 * KIB // 200
 
 
 @given(st.permutations(range(64)), st.integers(1, 64 * KIB))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nbd_client import errors
 from nbd_client import server as server_module
 from nbd_client.errors import InvalidOption, NodeError, SourceTimeout, leaves
 from nbd_client.protocol.client import encode_request
@@ -21,7 +22,7 @@ CONTENT = random.Random(9).randbytes(3 << 20)
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for something that no event tells; bounded."""
     async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0.001)
 
 
@@ -304,6 +305,13 @@ async def test_no_file_descriptor_leaks(memory, tmp_path):
 
     first = await cycle()
     assert [await cycle() for _ in range(5)] == [first] * 5
+
+
+def test_every_error_is_a_leaf_of_the_one_tree():
+    assert {leaf.__module__ for leaf in leaves()} == {"nbd_client.errors"}
+    assert NodeError.__subclasses__()
+    drawn = errors.__doc__ or ""
+    assert all(leaf.__name__ in drawn for leaf in leaves())
 
 
 def test_every_error_has_a_number_on_the_wire_and_a_code_of_its_own():

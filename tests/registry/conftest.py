@@ -70,7 +70,7 @@ def open_layer(reference: Reference, image: StoredImage) -> Callable[[Registries
     """Opens the image's layer without asking for its manifest."""
 
     async def open_it(registries: Registries) -> Blob:
-        from gateway.registry.source import Descriptor  # noqa: PLC0415
+        from gateway.registry.source import Descriptor
 
         stored = image.layers[0]
         descriptor = Descriptor("application/vnd.oci.image.layer.v1.tar+gzip", stored.digest, stored.size)

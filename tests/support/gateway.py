@@ -135,8 +135,19 @@ class Gateway:
 
     def rss_bytes(self) -> int:
         """Resident memory of the serving process."""
+        return self._memory("VmRSS")
+
+    def peak_bytes(self) -> int:
+        """The most resident memory since the start, or since ``reset_peak``."""
+        return self._memory("VmHWM")
+
+    def reset_peak(self) -> None:
+        """Let the peak begin anew (proc(5), clear_refs)."""
+        Path(f"/proc/{self.running.pid}/clear_refs").write_text("5")
+
+    def _memory(self, field: str) -> int:
         status = Path(f"/proc/{self.running.pid}/status").read_text()
-        return next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmRSS:"))
+        return next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith(field))
 
     # --- devices
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
+import ssl
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
+import structlog
 from fastapi import FastAPI
 
 from gateway.api.app import create_app
 from gateway.config import Settings
+from gateway.registry import transport
 from gateway.services import Services, prepared
 from tests.support import gzips
 from tests.support.layers import content, tar_of
@@ -29,6 +35,14 @@ UPPER = tar_of({"etc/motd": b"changed\n", "srv/data": content(100_000, 3)})
 BASE_BLOB, NO_TAR = gzips.member(BASE), content(50_000, 4)
 NO_TAR_BLOB = gzips.member(NO_TAR)
 EMPTY_BLOB = gzips.member(b"")
+
+
+def quiet_logs() -> None:
+    """Render records as a service does, without writing them anywhere."""
+    structlog.configure(
+        processors=[structlog.processors.format_exc_info, structlog.processors.JSONRenderer()],
+        logger_factory=structlog.ReturnLoggerFactory(),
+    )
 
 
 def token_entries(**tokens: str) -> tuple[dict[str, str], ...]:
@@ -99,14 +113,42 @@ class Gateway:
         return device
 
 
+@functools.cache
+def empty_catalog() -> bytes:
+    """A migrated, empty catalog: making one takes longer than most tests."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Settings(data_dir=Path(folder))
+        with prepared(settings):
+            pass
+        return (settings.data_dir / "catalog.sqlite").read_bytes()
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    return transport._system_tls()
+
+
 @asynccontextmanager
 async def running(folder: Path, images: Path, **settings: Any) -> AsyncIterator[Gateway]:
     """Start a gateway on a data folder of ``folder``."""
     made = Settings(data_dir=folder / "data", oci_roots=(images.parent,), auth_files=(), **settings)
+    if not made.data_dir.exists():
+        made.data_dir.mkdir(parents=True)
+        (made.data_dir / "catalog.sqlite").write_bytes(empty_catalog())
+        for name in ("cache", "layers", "artifacts", "locks"):
+            (made.data_dir / name).mkdir()
     app = create_app(made)
-    with prepared(made):
+    tls = _tls()
+    with pytest.MonkeyPatch.context() as patch:
+        # Reading the certificate authorities takes longer than most tests, too.
+        patch.setattr(transport, "_system_tls", lambda: tls)
         async with (
             app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as client,
+            httpx.AsyncClient(
+                transport=httpx.ASGITransport(app),
+                base_url="http://gateway",
+                trust_env=False,
+                verify=False,
+            ) as client,
         ):
             yield Gateway(app, client, str(images))

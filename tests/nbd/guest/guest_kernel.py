@@ -1,4 +1,4 @@
-# ruff: noqa: ASYNC110, ASYNC240, BLE001, PT017, PTH115, T201
+# ruff: noqa: ASYNC240, BLE001, PT017, PTH115, T201
 """Runs inside of the guest: devices of a real kernel. A plain program, for a guest's seconds are long.
 
 Every ``scenario_`` runs in order on one agent; a line per scenario says how it ended.

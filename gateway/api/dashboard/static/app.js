@@ -18,7 +18,7 @@ const SOURCES = [
 ];
 const LEGEND = { memory: "memory", disk: "disk", fetching: "being fetched", failed: "failed", dropped: "dropped", never: "never read" };
 
-const perSecond = (value) => `${bytes(Math.round(value))}/s`;
+const perSecond = (value) => `${bytes(Math.round(value)).replace(/\.0+(?= )/, "")}/s`;
 const bytesChart = new Chart(document.getElementById("bytes-chart"), { label: "Bytes per second by source, last 15 minutes", axis: perSecond });
 const ratioChart = new Chart(document.getElementById("ratio-chart"), {
   label: "Share of bytes that did not come from upstream, last 15 minutes",
@@ -34,7 +34,10 @@ let asking = false;
 
 document.getElementById("register").addEventListener("click", askRegister);
 document.getElementById("bytes-legend").append(...SOURCES.toReversed().map(([colour, name]) => key(colour, name)));
-document.getElementById("map-legend").append(...STATES.map((state) => key(state, LEGEND[state])));
+document.getElementById("map-legend").append(
+  ...STATES.map((state) => key(state, LEGEND[state])),
+  element("li", { text: "stronger: read more often" }),
+);
 startTheme(document.getElementById("theme"), () => devices.repaint());
 setInterval(poll, POLL_MILLISECONDS);
 setInterval(showAge, 1000);
@@ -101,7 +104,7 @@ function renderTraffic(traffic, series) {
   // The last step is not over: drawn, it would look like a fall.
   const complete = (values) => values.slice(0, -1);
   show("reads", rate(traffic.per_second), traffic.per_second);
-  show("reads-total", `${whole(traffic.requests)} since the start, ${traffic.in_flight} in flight`);
+  show("reads-total", `${whole(traffic.requests)} in all`, traffic.requests);
   for (const name of ["p50", "p99"]) {
     const [figure, unit] = duration(traffic[`${name}_seconds`]);
     show(name, figure, traffic[`${name}_seconds`]);
@@ -109,7 +112,7 @@ function renderTraffic(traffic, series) {
     sparkline(document.getElementById(`spark-${name}`), complete(series[`${name}_seconds`]));
   }
   show("errors", rate(traffic.errors_per_second), traffic.errors_per_second);
-  show("errors-total", `${whole(traffic.errors)} since the start`, traffic.errors);
+  show("errors-total", `${whole(traffic.errors)} in all`, traffic.errors);
   document.getElementById("errors-tile").dataset.bad = traffic.errors_per_second > 0;
   sparkline(document.getElementById("spark-reads"), complete(series.requests));
   sparkline(document.getElementById("spark-errors"), complete(series.errors), { bad: true });

@@ -18,7 +18,7 @@ export function sparkline(target, values, { bad = false } = {}) {
   for (const run of runs(values)) {
     const points = run.map(([index, value]) => `${x(index).toFixed(1)},${y(value).toFixed(1)}`);
     if (points.length === 1) points.push(`${(x(run[0][0]) + 1).toFixed(1)},${y(run[0][1]).toFixed(1)}`);
-    const tone = bad ? " bad" : "";
+    const tone = most <= 1e-12 ? " flat" : bad ? " bad" : "";
     parts.push(
       drawing("path", {
         class: `under${tone}`,

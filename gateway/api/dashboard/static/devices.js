@@ -90,7 +90,6 @@ export class Devices {
   }
 
   fill(row, device) {
-    row.created = device.created_at;
     row.serving = SERVING.has(device.state);
     show(row.image, device.image);
     show(row.chip, device.state);
@@ -103,8 +102,8 @@ export class Devices {
     const trouble = device.error ? `${device.error.code}: ${device.error.detail}` : "";
     show(row.trouble, trouble);
     row.trouble.hidden = !trouble;
-    if (!row.serving) row.map.node.hidden = true;
-    row.more.hidden = !trouble && row.map.node.hidden && !row.serving;
+    row.map.node.hidden = !row.serving;
+    row.more.hidden = !trouble && !row.serving;
   }
 
   progress(row, device) {

@@ -27,8 +27,7 @@ export class DeviceMap {
   constructor() {
     this.canvas = element("canvas", { tabindex: "0", role: "img", height: "1" });
     this.readout = element("p", { class: "readout", "aria-live": "polite" });
-    this.node = element("figure", { class: "map" }, this.canvas, this.readout);
-    this.node.hidden = true;
+    this.node = element("figure", { class: "map waiting" }, this.canvas, this.readout);
     this.data = null;
     this.picked = null;
     this.boxes = [];
@@ -48,7 +47,7 @@ export class DeviceMap {
 
   update(data) {
     this.data = data;
-    this.node.hidden = false;
+    this.node.classList.remove("waiting");
     const count = data.cells.state.length;
     const here = data.cells.state.filter((state) => state === "memory" || state === "disk").length;
     const failed = data.cells.state.filter((state) => state === "failed").length;

@@ -1,0 +1,125 @@
+"""Write docs/dashboard-light.png and docs/dashboard-dark.png from a live gateway that is being read.
+
+A registry of this machine holds the demo's image; clients read it through the gateway for --seconds (a full chart takes 900).
+Needs docker-registry, skopeo and chromium.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+import threading
+from pathlib import Path
+
+import httpx
+from playwright.sync_api import sync_playwright
+
+from gateway.demo import make_sample
+from tests.support.browser import chromium
+from tests.support.dockerregistry import docker_registry
+from tests.support.gateway import Gateway
+
+_DOCS = Path(__file__).resolve().parent.parent / "docs"
+_MIB = 1 << 20
+_MAPS_DRAWN = """() => [...document.querySelectorAll(".devices tbody")]
+    .every((body) => !body.querySelector("[data-tone=good]") || body.querySelector("canvas").height > 1)"""
+
+
+def main() -> None:
+    """Everything."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=900, help="how long to read before the pictures are taken")
+    parser.add_argument("--output", type=Path, default=_DOCS, help="folder for the pictures")
+    parser.add_argument("--phone", action="store_true", help="take one at a phone's width too")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "registry").mkdir()
+        sample = make_sample(folder)
+        with (
+            docker_registry(folder / "registry") as registry,
+            Gateway(
+                folder / "gateway",
+                oci_roots=[folder],
+                settings={"memory_cache": 28 * _MIB, "disk_cache": 56 * _MIB, "span_size": _MIB // 4},
+            ) as gateway,
+        ):
+            registry.push(sample.folder, "demo", "library/python")
+            image = f"{registry.host}/library/python:demo"
+            source = {"image": image, "insecure": True}
+            sizes = {
+                "python": gateway.register("python", {"source": source})["size"],
+                "python-base": gateway.register(
+                    "python-base", {"source": source, "layout": "tar", "layer": {"index": 0}}
+                )["size"],
+            }
+            # One registration that fails, as they do.
+            gateway.http.put(
+                "/v1/devices/typo",
+                json={"source": {"image": f"{registry.host}/library/pyhton:demo", "insecure": True}},
+            )
+            print(f"reading {gateway.url} for {options.seconds:.0f} s", flush=True)
+            stop = threading.Event()
+            readers = [
+                threading.Thread(target=_read, args=(gateway.url, sizes, seed, stop)) for seed in range(2)
+            ]
+            for reader in readers:
+                reader.start()
+            try:
+                stop.wait(options.seconds)
+                _report_nodes(gateway.http)
+                _shoot(gateway.url, options.output, phone=options.phone)
+            finally:
+                stop.set()
+                for reader in readers:
+                    reader.join()
+
+
+def _read(url: str, sizes: dict[str, int], seed: int, stop: threading.Event) -> None:
+    """Read like a container: a few hot places, some strolls, runs of blocks; busier and calmer by turns."""
+    rng = random.Random(seed)
+    with httpx.Client(base_url=url, timeout=30, trust_env=False) as http:
+        pace, until = 0.02, 0.0
+        while not stop.wait(pace):
+            until -= pace
+            if until <= 0:
+                pace, until = rng.choice([0.01, 0.02, 0.05, 0.1]), rng.uniform(10, 40)
+            name = rng.choices(list(sizes), [3, 1])[0]
+            place = rng.betavariate(0.6, 2.2) if rng.random() < 0.85 else rng.random()
+            start = int(place * (sizes[name] - 2 * _MIB)) // 4096 * 4096
+            length = rng.choice([4096, 4096, 16384, 131072])
+            http.get(f"/v1/devices/{name}/data", headers={"range": f"bytes={start}-{start + length - 1}"})
+
+
+def _report_nodes(http: httpx.Client) -> None:
+    device = {"name": "python", "node_device": "/dev/nbd0", "mountpoint": "/mnt/python", "read_bytes": 734003200}
+    base = {"name": "python-base", "node_device": "/dev/nbd1", "state": "reconnecting", "read_bytes": 52428800}
+    for node, devices in (("worker-1", [device]), ("worker-2", [device, base])):
+        http.post(f"/v1/nodes/{node}/report", json={"version": "0.1.0", "devices": devices}).raise_for_status()
+
+
+def _shoot(url: str, output: Path, *, phone: bool) -> None:
+    with sync_playwright() as playwright, chromium(playwright) as browser:
+        shots = [("light", 1280, "dashboard-light"), ("dark", 1280, "dashboard-dark")]
+        if phone:
+            shots.append(("light", 390, "dashboard-phone"))
+        for scheme, width, name in shots:
+            context = browser.new_context(
+                color_scheme=scheme, viewport={"width": width, "height": 900}, device_scale_factor=1.5
+            )
+            page = context.new_page()
+            page.goto(url)
+            page.wait_for_selector("#status[data-level=ok], #status[data-level=trouble]")
+            # Maps are asked for when they come into view.
+            for device in page.locator(".devices tbody").all():
+                device.scroll_into_view_if_needed()
+            page.wait_for_function(_MAPS_DRAWN)
+            page.evaluate("scrollTo(0, 0)")
+            page.screenshot(path=output / f"{name}.png", full_page=True)
+            context.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -72,7 +72,8 @@ TOKENS = """
 ### Entries of `tokens`
 
 Of a token only its sha256 is kept: `token=$(openssl rand -hex 32); printf %s "$token" | sha256sum`.
-To rotate one, add the new one, change its users, take the old one away. Roles: `admin` may do everything, `node` may read devices and their bytes, `metrics`
+To rotate one, add the new one, change its users, take the old one away. Roles: `admin` may do everything, `node` may read
+devices and their bytes, `metrics`
 may read `/metrics`. `/livez` and `/readyz` need none.
 
 """

@@ -49,7 +49,7 @@ async def test_another_digest_is_422_and_nothing_is_kept(gateway):
     answer = await gateway.client.put(URL, content=DATA + b"x")
     assert (answer.status_code, answer.json()["code"]) == (422, "digest_mismatch")
     assert (await gateway.client.get(URL)).status_code == 404
-    assert list((gateway.services.settings.data_dir / "artifacts" / "sha256").iterdir()) == []  # noqa: ASYNC240
+    assert list((gateway.services.settings.data_dir / "artifacts" / "sha256").iterdir()) == []
 
 
 async def test_too_large_an_upload_is_413_and_nothing_is_kept(tmp_path, images):
@@ -144,7 +144,7 @@ async def test_the_cache_tells_what_it_holds_and_forgets_it_when_told(gateway):
 
 
 async def test_a_catalog_that_does_not_answer_makes_the_gateway_unready(gateway, monkeypatch):
-    from gateway.errors import StorageError  # noqa: PLC0415
+    from gateway.errors import StorageError
 
     assert (await gateway.client.get("/readyz")).json()["status"] == "ok"
 
@@ -169,7 +169,7 @@ async def test_while_draining_the_gateway_is_not_ready_and_serves_on(gateway):
 
 
 async def test_a_supplied_table_cuts_a_device_and_changes_no_byte(gateway):
-    from tests.support.inprocess import BASE, BASE_BLOB  # noqa: PLC0415
+    from tests.support.inprocess import BASE, BASE_BLOB
 
     built = build_table(BASE_BLOB, 100_000)
     zinfo = encode(zip(built.points, built.windows, strict=True), 100_000)

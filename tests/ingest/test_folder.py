@@ -103,7 +103,7 @@ def test_a_disk_that_fails_in_the_commit_is_a_storage_error_and_leaves_nothing(f
 
 def test_checkpoints_that_a_full_disk_refuses_leave_nothing(folders):
     folder = folders.begin(BLOB, "gzip-65536-v1")
-    with pytest.raises(StorageError, match="No space left"), folder:  # noqa: PT012
+    with pytest.raises(StorageError, match="No space left"), folder:
         folder._zinfo.close()
         folder._zinfo = Path("/dev/full").open("wb")  # noqa: SIM115 - the folder closes it
         folder.begin_checkpoints(65536)

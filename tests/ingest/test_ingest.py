@@ -109,7 +109,7 @@ async def test_a_cancelled_pass_leaves_nothing_and_lets_the_next_one_in(ingest):
     blob = MemoryBlob(BLOB, chunk=1000)
     blob.gate = asyncio.Event()
     task = asyncio.create_task(ingest.index(blob, PROMISE, "gzip", progress=lambda *_: None))
-    while not blob.streams:  # noqa: ASYNC110
+    while not blob.streams:
         await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -171,7 +171,7 @@ async def test_a_cancelled_build_ends_its_process(tmp_path, monkeypatch):
     monkeypatch.setattr(metadata.sys, "executable", str(script))
     task = asyncio.create_task(build_in_process([tmp_path / "toc"], tmp_path / "out"))
     async with asyncio.timeout(20):
-        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():  # noqa: ASYNC110
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
             await asyncio.sleep(0.005)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

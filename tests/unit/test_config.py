@@ -15,7 +15,7 @@ TOKEN = {"sha256": "a" * 64, "role": "admin"}
 
 @pytest.fixture(autouse=True)
 def _clean(monkeypatch):
-    import os  # noqa: PLC0415
+    import os
 
     for name in list(os.environ):
         if name.startswith("BLOCKGATE_"):

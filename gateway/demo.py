@@ -270,7 +270,7 @@ def _what_next(console: Console, url: str, folder: Path) -> None:
         f"curl -r 0-511 {url}/v1/devices/demo-layer0/data | head -c 100",
         f"curl -s {url}/v1/devices/demo | python3 -m json.tool",
         f"{sys.argv[0] if sys.argv[0].endswith('blockgate') else 'blockgate'} device ls --gateway {url}",
-        f"xdg-open {url}/docs",
+        f"xdg-open {url}/        # the dashboard; /docs has the API",
     ):
         console.print(f"  [bold]{line}[/]", soft_wrap=True)
     console.print(f"Its files are in {folder}.", soft_wrap=True)

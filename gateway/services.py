@@ -32,7 +32,7 @@ from gateway.registry.retry import RetryPolicy
 from gateway.registry.sources import ImageSources
 from gateway.registry.transport import Transport
 from gateway.spans.disk import DiskTier
-from gateway.spans.locks import SpanLocks
+from gateway.spans.locks import NoLocks, SpanLocks
 from gateway.spans.memory import MemoryTier
 from gateway.spans.store import SpanStore
 
@@ -85,8 +85,8 @@ class Services:
     registrar: Registrar
     sources: ImageSources
     upstream: CountingObserver
-    _executor: ThreadPoolExecutor
-    _locks: SpanLocks
+    _executors: tuple[ThreadPoolExecutor, ...]
+    _locks: SpanLocks | NoLocks
 
     @classmethod
     async def open(cls, settings: Settings) -> Self:
@@ -96,12 +96,14 @@ class Services:
         catalog = Catalog(settings.catalog_url, Generation(root / "locks" / "generation"), executor)
         artifacts = Artifacts(root / "artifacts", max_bytes=settings.max_artifact)
         folders = LayerFolders(root / "layers")
-        locks = SpanLocks(root / "locks" / "spans")
+        decoders = ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="decode")
+        locks = NoLocks() if settings.workers == 1 else SpanLocks(root / "locks" / "spans")
         store = SpanStore(
             MemoryTier(settings.memory_cache // settings.workers),
             DiskTier(root / "cache", settings.disk_cache, sharers=settings.workers),
             locks,
             executor,
+            decoders=decoders,
             concurrent_fetches=settings.concurrent_fetches,
             flying_limit_bytes=settings.max_fetching,
         )
@@ -117,7 +119,16 @@ class Services:
         shelf = Shelf(catalog, store, folders, artifacts, sources)
         shelf.on_reindex = registrar.begin
         services = cls(
-            settings, catalog, artifacts, store, shelf, registrar, sources, upstream, executor, locks
+            settings,
+            catalog,
+            artifacts,
+            store,
+            shelf,
+            registrar,
+            sources,
+            upstream,
+            (decoders, executor),
+            locks,
         )
         await registrar.start()
         return services
@@ -137,7 +148,8 @@ class Services:
         await self.sources.aclose()
         self.catalog.close()
         self._locks.close()
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        for executor in self._executors:
+            executor.shutdown(wait=True, cancel_futures=True)
 
 
 def _sources(settings: Settings, observer: CountingObserver) -> ImageSources:

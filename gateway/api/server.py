@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import ipaddress
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -75,7 +76,10 @@ def _run(settings: Settings, sock: socket.socket) -> int:
 
 def check_exposure(settings: Settings) -> None:
     """Refuse to offer devices to everybody by accident."""
-    loopback = settings.host in ("localhost", "::1") or settings.host.startswith("127.")
+    try:
+        loopback = ipaddress.ip_address(settings.host).is_loopback
+    except ValueError:
+        loopback = settings.host == "localhost"
     if not loopback and not settings.tokens and not settings.allow_anonymous:
         raise ConfigurationError(
             f"listening on {settings.host} without tokens would let anybody register and read devices; configure tokens, "

@@ -208,7 +208,7 @@ class Shelf:
         if error is not None and error.retryable:
             return
         if error is None and any(one and one.error and not one.error.retryable for one in layers):
-            return  # another layer fails still
+            return  # another layer of the device fails still
         self._spawn(self._set_health(record, error))
 
     async def _set_health(self, record: DeviceRecord, error: BlockgateError | None) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import ctypes
+import ipaddress
 import multiprocessing
 import multiprocessing.connection
 import os

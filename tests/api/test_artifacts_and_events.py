@@ -49,7 +49,7 @@ async def test_another_digest_is_422_and_nothing_is_kept(gateway):
     answer = await gateway.client.put(URL, content=DATA + b"x")
     assert (answer.status_code, answer.json()["code"]) == (422, "digest_mismatch")
     assert (await gateway.client.get(URL)).status_code == 404
-    assert list((gateway.services.settings.data_dir / "artifacts" / "sha256").iterdir()) == []  # noqa: ASYNC240
+    assert list((gateway.services.settings.data_dir / "artifacts" / "sha256").iterdir()) == []
 
 
 async def test_too_large_an_upload_is_413_and_nothing_is_kept(tmp_path, images):

@@ -30,7 +30,7 @@ ENV PATH=/opt/blockgate/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 HEALTHCHECK --interval=30s --timeout=10s --start-period=15s \
-  CMD ["blockgate-nbd", "list"]
+  CMD ["test", "-S", "/run/blockgate-nbd/agent.sock"]
 CMD ["python3", "-m", "nbd_client.agent_main", "--run-dir", "/run/blockgate-nbd"]
 
 FROM ${PYTHON_IMAGE} AS gateway

@@ -61,10 +61,16 @@ def prepared(settings: Settings) -> Iterator[None]:
         migrate(settings.catalog_url)
         # What earlier workers counted ends with them, so that all counters begin at 0 together.
         shutil.rmtree(root / "run", ignore_errors=True)
-        LayerFolders(root / "layers").sweep()
-        Artifacts(root / "artifacts", max_bytes=0).sweep()
-        DiskTier(root / "cache", settings.disk_cache).sweep()
+        sweep(settings)
         yield
+
+
+def sweep(settings: Settings, pid: int | None = None) -> None:
+    """Remove what killed processes left unfinished: all of them, or the one worker of that id while others go on."""
+    root = settings.data_dir
+    LayerFolders(root / "layers").sweep(pid)
+    Artifacts(root / "artifacts", max_bytes=0).sweep(pid)
+    DiskTier(root / "cache", settings.disk_cache).sweep(pid)
 
 
 @dataclass

@@ -29,7 +29,9 @@ _MAPS_DRAWN = """() => [...document.querySelectorAll(".devices tbody")]
 def main() -> None:
     """Everything."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=900, help="how long to read before the pictures are taken")
+    parser.add_argument(
+        "--seconds", type=float, default=900, help="how long to read before the pictures are taken"
+    )
     parser.add_argument("--output", type=Path, default=_DOCS, help="folder for the pictures")
     parser.add_argument("--phone", action="store_true", help="take one at a phone's width too")
     options = parser.parse_args()
@@ -94,10 +96,22 @@ def _read(url: str, sizes: dict[str, int], seed: int, stop: threading.Event) -> 
 
 
 def _report_nodes(http: httpx.Client) -> None:
-    device = {"name": "python", "node_device": "/dev/nbd0", "mountpoint": "/mnt/python", "read_bytes": 734003200}
-    base = {"name": "python-base", "node_device": "/dev/nbd1", "state": "reconnecting", "read_bytes": 52428800}
+    device = {
+        "name": "python",
+        "node_device": "/dev/nbd0",
+        "mountpoint": "/mnt/python",
+        "read_bytes": 734003200,
+    }
+    base = {
+        "name": "python-base",
+        "node_device": "/dev/nbd1",
+        "state": "reconnecting",
+        "read_bytes": 52428800,
+    }
     for node, devices in (("worker-1", [device]), ("worker-2", [device, base])):
-        http.post(f"/v1/nodes/{node}/report", json={"version": "0.1.0", "devices": devices}).raise_for_status()
+        http.post(
+            f"/v1/nodes/{node}/report", json={"version": "0.1.0", "devices": devices}
+        ).raise_for_status()
 
 
 def _shoot(url: str, output: Path, *, phone: bool) -> None:

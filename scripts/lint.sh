@@ -17,6 +17,7 @@ check .venv/bin/ruff format --check .
 check .venv/bin/mypy
 check .venv/bin/lint-imports
 check .venv/bin/python scripts/check_lock.py
-check shellcheck -x scripts/*.sh .ci/run
+check shellcheck -x scripts/*.sh .ci/run deploy/compose/debian/*.sh
 if [ -e scripts/openapi.py ]; then check .venv/bin/python scripts/openapi.py --check; fi
+check .venv/bin/python scripts/configuration_docs.py --check
 [ "${#failed[@]}" -eq 0 ] || die "failed: $(printf '\n  %s' "${failed[@]}")"

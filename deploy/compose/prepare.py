@@ -14,7 +14,7 @@ def write(path: Path, text: str, owner: int) -> None:
     """A file that its owner alone may read, whole or not at all."""
     aside = path.with_suffix(".new")
     aside.unlink(missing_ok=True)
-    with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400), "w") as file:
+    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400), "w") as file:
         file.write(text)
     os.chown(aside, owner, owner)
     aside.rename(path)

@@ -249,7 +249,8 @@ class SpanStore:
             if await self._from_disk(key, span, future):
                 return
             async with self._locks.hold(key) as waited:
-                if waited and await self._from_disk(key, span, future):
+                # Also without having waited: between the look above and the lock, another worker may have done it all.
+                if (waited or self.disk.sharers > 1) and await self._from_disk(key, span, future):
                     return
                 data = await self._fetch(layer, key.span, span)
                 self.memory.put(key, data)

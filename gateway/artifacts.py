@@ -115,12 +115,13 @@ class Artifacts:
             raise StorageError(f"the artifact cannot be stored: {error.strerror}") from error
         return digest
 
-    def sweep(self) -> int:
-        """Remove unfinished uploads. Call while no other process works here."""
+    def sweep(self, pid: int | None = None) -> int:
+        """Remove unfinished files: of all processes, while no other works here, or those of the one of that id."""
         removed = 0
-        for path in self._folder.glob(f"*{_TEMPORARY}"):
-            path.unlink(missing_ok=True)
-            removed += 1
+        for path in self._folder.glob(f"*{_TEMPORARY}" if pid is None else f"*.{pid}.*{_TEMPORARY}"):
+            with contextlib.suppress(OSError):
+                path.unlink()
+                removed += 1
         return removed
 
 

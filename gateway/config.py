@@ -70,8 +70,9 @@ class Settings(BaseSettings):
     data_dir: Path = Field(
         default_factory=_default_data_dir, description="Catalog, indexes, artifacts, cache"
     )
-    database_url: str | None = Field(
-        None, description="SQLAlchemy URL of the catalog; default is SQLite in the data folder"
+    database_url: SecretStr | None = Field(
+        None,
+        description="SQLAlchemy URL of the catalog (a secret: it may hold a password); default is SQLite in the data folder",
     )
     oci_roots: tuple[Path, ...] = Field((), description="Folders below which OCI layouts may be registered")
 
@@ -141,7 +142,9 @@ class Settings(BaseSettings):
     @property
     def catalog_url(self) -> str:
         """The catalog's SQLAlchemy URL."""
-        return self.database_url or f"sqlite:///{self.data_dir / 'catalog.sqlite'}"
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        return f"sqlite:///{self.data_dir / 'catalog.sqlite'}"
 
     @classmethod
     def settings_customise_sources(

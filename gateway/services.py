@@ -32,7 +32,7 @@ from gateway.registry.retry import RetryPolicy
 from gateway.registry.sources import ImageSources
 from gateway.registry.transport import Transport
 from gateway.spans.disk import DiskTier
-from gateway.spans.locks import SpanLocks
+from gateway.spans.locks import NoLocks, SpanLocks
 from gateway.spans.memory import MemoryTier
 from gateway.spans.store import SpanStore
 
@@ -61,10 +61,16 @@ def prepared(settings: Settings) -> Iterator[None]:
         migrate(settings.catalog_url)
         # What earlier workers counted ends with them, so that all counters begin at 0 together.
         shutil.rmtree(root / "run", ignore_errors=True)
-        LayerFolders(root / "layers").sweep()
-        Artifacts(root / "artifacts", max_bytes=0).sweep()
-        DiskTier(root / "cache", settings.disk_cache).sweep()
+        sweep(settings)
         yield
+
+
+def sweep(settings: Settings, pid: int | None = None) -> None:
+    """Remove what killed processes left unfinished: all of them, or the one worker of that id while others go on."""
+    root = settings.data_dir
+    LayerFolders(root / "layers").sweep(pid)
+    Artifacts(root / "artifacts", max_bytes=0).sweep(pid)
+    DiskTier(root / "cache", settings.disk_cache).sweep(pid)
 
 
 @dataclass
@@ -79,8 +85,8 @@ class Services:
     registrar: Registrar
     sources: ImageSources
     upstream: CountingObserver
-    _executor: ThreadPoolExecutor
-    _locks: SpanLocks
+    _executors: tuple[ThreadPoolExecutor, ...]
+    _locks: SpanLocks | NoLocks
 
     @classmethod
     async def open(cls, settings: Settings) -> Self:
@@ -90,12 +96,14 @@ class Services:
         catalog = Catalog(settings.catalog_url, Generation(root / "locks" / "generation"), executor)
         artifacts = Artifacts(root / "artifacts", max_bytes=settings.max_artifact)
         folders = LayerFolders(root / "layers")
-        locks = SpanLocks(root / "locks" / "spans")
+        decoders = ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="decode")
+        locks = NoLocks() if settings.workers == 1 else SpanLocks(root / "locks" / "spans")
         store = SpanStore(
             MemoryTier(settings.memory_cache // settings.workers),
             DiskTier(root / "cache", settings.disk_cache, sharers=settings.workers),
             locks,
             executor,
+            decoders=decoders,
             concurrent_fetches=settings.concurrent_fetches,
             flying_limit_bytes=settings.max_fetching,
         )
@@ -111,7 +119,16 @@ class Services:
         shelf = Shelf(catalog, store, folders, artifacts, sources)
         shelf.on_reindex = registrar.begin
         services = cls(
-            settings, catalog, artifacts, store, shelf, registrar, sources, upstream, executor, locks
+            settings,
+            catalog,
+            artifacts,
+            store,
+            shelf,
+            registrar,
+            sources,
+            upstream,
+            (decoders, executor),
+            locks,
         )
         await registrar.start()
         return services
@@ -131,7 +148,8 @@ class Services:
         await self.sources.aclose()
         self.catalog.close()
         self._locks.close()
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        for executor in self._executors:
+            executor.shutdown(wait=True, cancel_futures=True)
 
 
 def _sources(settings: Settings, observer: CountingObserver) -> ImageSources:

@@ -18,8 +18,8 @@ from functools import partial
 from pathlib import Path
 
 from nbd_client.agent import Agent
-from nbd_client.config import load
 from nbd_client.control import DEFAULT_RUN_DIR, serve_control, socket_path
+from nbd_client.environment import configured, gateway_token
 from nbd_client.errors import KernelUnsupported, NodeError
 from nbd_client.kernel.attach import Attachment, KernelAttachment
 from nbd_client.kernel.ioctl import IoctlAttachment
@@ -28,7 +28,7 @@ from nbd_client.kernel.sysfs import Sysfs
 from nbd_client.recovery import Records
 from nbd_client.server import clear_stale_socket
 from nbd_client.serving import run_loop
-from nbd_client.source.stack import open_source
+from nbd_client.source.stack import SourceOptions, open_source
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ async def _run(run_dir: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     sysfs = Sysfs()
-    open_url = partial(open_source, options=load().source_options())
+    open_url = partial(open_source, options=_source_options())
     agent = Agent(Records(run_dir), _LazyKernel(sysfs).get, sysfs, open_url=open_url)
     await agent.recover()
 
@@ -120,6 +120,14 @@ async def _run(run_dir: Path) -> None:
         resting.cancel()
         await agent.park()
         log.info("parked; devices wait for the next agent")
+
+
+def _source_options() -> SourceOptions:
+    if not configured():
+        return SourceOptions(token=gateway_token())
+    from nbd_client.config import load  # noqa: PLC0415  pydantic is slow to import
+
+    return load().source_options()
 
 
 class _LazyKernel:

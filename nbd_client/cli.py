@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from nbd_client.control import DEFAULT_RUN_DIR, ask, ensure_agent, running
+from nbd_client.environment import gateway_token
 from nbd_client.errors import InvalidOption, NodeError, UsageError
 from nbd_client.options import MountOptions, parse_options, specification
 
@@ -151,8 +152,7 @@ def mount(
 
 def register_image(image: str, options: MountOptions, gateway: str) -> str:
     """Have the gateway read an image; the URL of the device. Asked again, it is the same device."""
-    from nbd_client.config import gateway_token  # noqa: PLC0415  pydantic is slow to import
-    from nbd_client.gateway import GatewayClient, device_name  # noqa: PLC0415  httpx is, too
+    from nbd_client.gateway import GatewayClient, device_name  # noqa: PLC0415  httpx is slow to import
 
     with GatewayClient(gateway, token=gateway_token()) as client:
         metadata = client.upload(Path(options.local_meta)) if options.local_meta else None

@@ -1,4 +1,4 @@
-"""The node client's configuration: the only reader of the environment.
+"""The node client's configuration.
 
 Flags win over environment variables (``BLOCKGATE_NBD_…``), those over the TOML file, that over the defaults.
 Unknown keys are refused. The result is frozen and handed down as plain values.
@@ -6,7 +6,6 @@ Unknown keys are refused. The result is frozen and handed down as plain values.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,13 +17,13 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from nbd_client.environment import PREFIX, config_file, gateway_token
 from nbd_client.errors import InvalidOption
 from nbd_client.source.http import HttpLimits
 from nbd_client.source.readahead import ReadaheadPolicy
 from nbd_client.source.retry import RetryPolicy
 from nbd_client.source.stack import SourceOptions
 
-DEFAULT_CONFIG_FILE = Path("/etc/blockgate/nbd.toml")
 _MIB = 1 << 20
 
 _Seconds = Annotated[float, Field(gt=0, le=3600)]
@@ -33,7 +32,7 @@ _Seconds = Annotated[float, Field(gt=0, le=3600)]
 class NodeSettings(BaseSettings):
     """Every setting, with its default and meaning."""
 
-    model_config = SettingsConfigDict(env_prefix="BLOCKGATE_NBD_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
     run_dir: Path = Field(Path("/run/blockgate-nbd"), description="The agent's socket, log and records")
     connections: int = Field(64, ge=1, le=1024, description="HTTP connections at a time, per device")
@@ -58,8 +57,7 @@ class NodeSettings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags, environment, file; nothing else."""
         del dotenv_settings, file_secret_settings
-        path = Path(os.environ.get("BLOCKGATE_NBD_CONFIG", DEFAULT_CONFIG_FILE))
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, path)
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, config_file())
 
     def source_options(self) -> SourceOptions:
         """How sources read, with the token that the environment holds."""
@@ -88,8 +86,3 @@ def load(**flags: Any) -> NodeSettings:
         raise InvalidOption(f"{name}: {first['msg']} (a flag, BLOCKGATE_NBD_…, or the file)") from None
     except ValueError as error:  # the file is no TOML
         raise InvalidOption(f"the configuration file cannot be understood: {error}") from error
-
-
-def gateway_token() -> str | None:
-    """The bearer token for the gateway; from the environment, so that it is in no argument list or record."""
-    return os.environ.get("BLOCKGATE_TOKEN") or None

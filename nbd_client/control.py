@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_RUN_DIR = Path("/run/blockgate-nbd")
 _MAX_LINE_BYTES = 64 << 10
-_START_SECONDS = 20.0
+_START_SECONDS = 60.0
 _ANSWER_SECONDS = 120.0
 
 Handler = Callable[..., Awaitable[object]]

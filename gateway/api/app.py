@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from gateway import __version__, errors
 from gateway.api import artifacts, dashboard, devices, nodes, operations, problems, stats
 from gateway.api.data import DataEndpoint
-from gateway.api.edge import Edge, unexpected
+from gateway.api.edge import Edge, Net
 from gateway.api.openapi import DATA_PATH, data_operations
 from gateway.config import Settings
 from gateway.errors import BlockgateError
@@ -86,10 +86,10 @@ def create_app(settings: Settings) -> FastAPI:
     app.edge = Edge(
         app.inside, data, counts, tokens=settings.tokens, access_log=settings.log_level == "debug"
     )
+    app.add_middleware(Net)
     app.add_exception_handler(BlockgateError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(HTTPException, _on_http)
-    app.add_exception_handler(Exception, _on_defect)
     app.openapi = lambda: schema(app)  # type: ignore[method-assign]
     return app
 
@@ -141,11 +141,6 @@ def _response(error: BlockgateError) -> Response:
 async def _on_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, BlockgateError)  # noqa: S101 - that is what the handler is registered for
     return _response(error)
-
-
-async def _on_defect(_request: Request, _error: Exception) -> Response:
-    """Starlette raises the error again behind this answer; the edge logs it."""
-    return _response(unexpected())
 
 
 async def _on_validation(_request: Request, error: Exception) -> Response:

@@ -195,7 +195,7 @@ async def _send_range(
             for number, piece in enumerate(pieces or [b""]):
                 await send({"type": "http.response.body", "body": piece, "more_body": number < last})
             return
-    await _send_stream(device, device.stream(start, stop), status, headers, receive, send)
+    await _send_stream(device, device.stream(start, stop), stop - start, status, headers, receive, send)
 
 
 async def _send_multipart(
@@ -227,23 +227,30 @@ async def _send_multipart(
                 yield piece
         yield tail
 
-    await _send_stream(device, parts(), 206, headers, receive, send)
+    await _send_stream(device, parts(), length, 206, headers, receive, send)
 
 
 async def _send_stream(
-    device: Device, pieces: AsyncIterator[Bytes], status: int, headers: Headers, receive: Receive, send: Send
+    device: Device,
+    pieces: AsyncIterator[Bytes],
+    total: int,
+    status: int,
+    headers: Headers,
+    receive: Receive,
+    send: Send,
 ) -> None:
-    """Send pieces as they come, one behind, so that the last one is known to be the last."""
-    held = await anext(pieces, b"")
+    """Send pieces as they come, ``total`` bytes; the status goes out when the first of them is there."""
+    piece = await anext(pieces, b"")
+    sent = 0
     gone = asyncio.create_task(_disconnected(receive))
     try:
         await send({"type": "http.response.start", "status": status, "headers": headers})
-        async for piece in pieces:
-            if gone.done():
+        while True:
+            sent += len(piece)
+            await send({"type": "http.response.body", "body": piece, "more_body": sent < total})
+            if sent >= total or gone.done():
                 return
-            await send({"type": "http.response.body", "body": held, "more_body": True})
-            held = piece
-        await send({"type": "http.response.body", "body": held, "more_body": False})
+            piece = await anext(pieces)
     except BlockgateError as error:
         # The status is out: all that is left is to end the connection short of its Content-Length, which the server
         # does for an application that returns without completing its answer.

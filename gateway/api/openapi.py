@@ -6,8 +6,9 @@ from typing import Any
 
 from gateway import errors
 from gateway.api.problems import MEDIA_TYPE, status_of
+from gateway.observe.requests import DATA_ROUTE
 
-DATA_PATH = "/v1/devices/{name}/data"
+DATA_PATH = DATA_ROUTE
 
 _BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 _PROBLEM = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import ipaddress
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -20,7 +21,7 @@ from gateway.api.connection import Connection
 from gateway.config import Settings
 from gateway.errors import ConfigurationError
 from gateway.logs import configure
-from gateway.services import prepared
+from gateway.services import prepared, sweep
 
 _GRACE_SECONDS = 30
 _BACKLOG = 2048
@@ -75,7 +76,10 @@ def _run(settings: Settings, sock: socket.socket) -> int:
 
 def check_exposure(settings: Settings) -> None:
     """Refuse to offer devices to everybody by accident."""
-    loopback = settings.host in ("localhost", "::1") or settings.host.startswith("127.")
+    try:
+        loopback = ipaddress.ip_address(settings.host).is_loopback
+    except ValueError:
+        loopback = settings.host == "localhost"
     if not loopback and not settings.tokens and not settings.allow_anonymous:
         raise ConfigurationError(
             f"listening on {settings.host} without tokens would let anybody register and read devices; configure tokens, "
@@ -159,5 +163,6 @@ def _supervise(settings: Settings, sock: socket.socket) -> int:
             processes.remove(process)
             if not stopping:
                 log.error("worker ended", pid=process.pid, status=process.exitcode)
+                sweep(settings, process.pid)
                 start()
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -97,6 +97,7 @@ class Shelf:
             held = self._open.get(name)
             if held is not None and _same_bytes(held.record, record) and all(i.current for i in held.indexes):
                 held.generation, held.record = generation, record
+                _share_health(record, held.device.layers)
                 return held.device
             self._drop(name)
             try:
@@ -155,10 +156,8 @@ class Shelf:
                 provisional_memory=None if proven else MemoryTier(_PROVISIONAL_MEMORY_BYTES),
             )
             layer.on_health = partial(self._health, record, layers, layer)
-            if record.state == "degraded" and not local:
-                # Another process found that out, or this one before it was started anew: the next success is news.
-                layer.error = RegistryUnreachable(record.failure.detail if record.failure else "not known")
             layers.append(layer)
+        _share_health(record, layers)
         return Device(record.name, record.segments, layers, self._store), indexes
 
     def _index(self, segment: Segment, record: DeviceRecord) -> tuple[LayerIndex, bool]:
@@ -209,7 +208,7 @@ class Shelf:
         if error is not None and error.retryable:
             return
         if error is None and any(one and one.error and not one.error.retryable for one in layers):
-            return  # another layer fails still
+            return  # another layer of the device fails still
         self._spawn(self._set_health(record, error))
 
     async def _set_health(self, record: DeviceRecord, error: BlockgateError | None) -> None:
@@ -235,6 +234,21 @@ class Shelf:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _share_health(record: DeviceRecord, layers: Sequence[SpanLayer | None]) -> None:
+    """Take over what the catalog says of the sources: another process found it out, or this one before it was restarted.
+
+    Where it says degraded and nothing fails here, the next success is news; where it says ready, the next failure is.
+    """
+    remote = [layer for layer in layers if layer is not None and not layer.local]
+    if record.state != "degraded":
+        for layer in remote:
+            if layer.error is not None and not layer.error.retryable:
+                layer.error = None
+    elif not any(layer.error for layer in remote):
+        for layer in remote:
+            layer.error = RegistryUnreachable(record.failure.detail if record.failure else "not known")
 
 
 def _check_serving(record: DeviceRecord) -> None:

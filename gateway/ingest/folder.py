@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import shutil
 import uuid
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -48,10 +47,10 @@ class LayerFolders:
         """Remove an index that proved to be damaged; whoever has it open keeps what is mapped."""
         shutil.rmtree(self.path(blob, index_id), ignore_errors=True)
 
-    def sweep(self) -> int:
-        """Remove what killed processes left unfinished. Call while no other process works here."""
+    def sweep(self, pid: int | None = None) -> int:
+        """Remove what killed processes left unfinished: all of them, while no other works here, or the one of that id."""
         removed = 0
-        for path in self.root.glob(f"*/*{_TEMPORARY}"):
+        for path in self.root.glob(f"*/*{_TEMPORARY}" if pid is None else f"*/*.{pid}.*{_TEMPORARY}"):
             shutil.rmtree(path, ignore_errors=True)
             removed += 1
         return removed
@@ -77,7 +76,7 @@ class FolderWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with contextlib.suppress(OSError):  # a full disk refuses what is still buffered
+        with suppress(OSError):  # a full disk refuses what is still buffered
             self._zinfo.close()
         shutil.rmtree(self.work, ignore_errors=True)
 

@@ -89,9 +89,11 @@ def _layer_spans(services: Services, layer: SpanLayer) -> LayerSpans:
     store = services.store
     memory = store.memory if layer.provisional_memory is None else layer.provisional_memory
     held = bytearray(layer.table.count)
+    in_memory = memory.spans_of(layer.blob, layer.index_id)
     for spans, flag in (
-        (memory.spans_of(layer.blob, layer.index_id), Held.MEMORY),
-        (store.flying(layer.blob, layer.index_id), Held.FETCHING),
+        (in_memory, Held.MEMORY),
+        # One that has arrived flies until it is on disk too; whoever looks sees that it is here.
+        (store.flying(layer.blob, layer.index_id) - in_memory, Held.FETCHING),
         (layer.failed, Held.FAILED),
     ):
         for span in spans:

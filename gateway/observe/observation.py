@@ -17,14 +17,13 @@ from gateway.logs import recent_events
 from gateway.metrics import REQUEST_SECONDS, REQUESTS, SECONDS_BOUNDS, Histogram, Numbers
 from gateway.observe import collect, spanmap
 from gateway.observe.nodes import NodeRecord, Nodes
-from gateway.observe.requests import RequestCounts
+from gateway.observe.requests import DATA_ROUTE, RequestCounts
 from gateway.observe.spanmap import Cell, Held, LayerSpans
 from gateway.observe.timeline import Timeline
 from gateway.observe.workers import Event, Snapshot, Workers
 from gateway.services import Services
 from gateway.spans.store import Origin
 
-DATA_ROUTE = "/v1/devices/{name}/data"
 _BEAT_SECONDS = 1.0
 _READS_BEATS = 2
 _LAG_SECONDS = 0.25

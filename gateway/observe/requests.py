@@ -8,6 +8,7 @@ from typing import Any
 from gateway.metrics import IN_FLIGHT, REQUEST_SECONDS, REQUESTS, Histogram, Numbers
 
 OTHER = "other"
+DATA_ROUTE = "/v1/devices/{name}/data"
 _METHODS = frozenset({"GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS", "PATCH"})
 _CLIENT_GONE = 499
 
@@ -18,28 +19,31 @@ class RequestCounts:
     def __init__(self) -> None:
         self.in_flight = 0
         self.cut_short = 0
+        self.ranges = Histogram()
+        """Answers of one range of a device from memory: nearly all there are."""
         self.names: dict[Any, str] = {}
         """Route templates by endpoint, filled in when the application is complete; what is missing is ``other``."""
-        self._answered: dict[tuple[str, Any, int], int] = {}
-        self._seconds: dict[Any, Histogram] = {}
+        self._answered: dict[tuple[str, Any, int], Histogram] = {}
 
     def finished(self, method: str, endpoint: Any, status: int, seconds: float) -> None:
         """A request ended. ``status`` is 0 when the client left before there was an answer."""
-        key = (method if method in _METHODS else OTHER, endpoint, status or _CLIENT_GONE)
-        answered = self._answered
-        answered[key] = answered.get(key, 0) + 1
-        histogram = self._seconds.get(endpoint)
+        histogram = self._answered.get((method, endpoint, status))
         if histogram is None:
-            histogram = self._seconds[endpoint] = Histogram()
+            # Clients may invent methods without end; those are one.
+            key = (method if method in _METHODS else OTHER, endpoint, status)
+            histogram = self._answered.setdefault(key, Histogram())
         histogram.observe(seconds)
 
     def add_to(self, numbers: Numbers) -> None:
         """Add everything to what is exposed."""
         numbers.add(IN_FLIGHT, self.in_flight)
-        for (method, endpoint, status), count in self._answered.items():
-            numbers.add(REQUESTS, count, method, self.names.get(endpoint, OTHER), str(status))
-        for endpoint, histogram in self._seconds.items():
-            numbers.add_histogram(REQUEST_SECONDS, histogram, self.names.get(endpoint, OTHER))
+        for (method, endpoint, status), histogram in self._answered.items():
+            route = self.names.get(endpoint, OTHER)
+            numbers.add(REQUESTS, histogram.count, method, route, str(status or _CLIENT_GONE))
+            numbers.add_histogram(REQUEST_SECONDS, histogram, route)
+        if self.ranges.count:
+            numbers.add(REQUESTS, self.ranges.count, "GET", DATA_ROUTE, "206")
+            numbers.add_histogram(REQUEST_SECONDS, self.ranges, DATA_ROUTE)
 
     def name(self, templates: Mapping[Any, str]) -> None:
         """Say which route each endpoint serves."""

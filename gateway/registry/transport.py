@@ -7,7 +7,8 @@ share no connection: else a redirect could ride on a connection that another reg
 opened.
 
 No environment is trusted (proxies, netrc), no redirect is followed, no cookie is kept, nothing is
-decompressed.
+decompressed: httpx's transports are used without its client, which does all that (and takes longer to decide not to
+than it takes to send a range).
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import re
 import ssl
 from collections.abc import AsyncIterator, Callable
 from functools import cache
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, NamedTuple, cast
 
 import aiohttp
@@ -43,6 +43,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 # Names (in ASCII) and addresses; no IPv6 scope, as an interface of this machine is nobody else's business.
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
 _PIECE_BYTES = 256 * 1024
+_HEADERS = {"User-Agent": "blockgate", "Accept": "*/*", "Accept-Encoding": "identity"}
 # A body at most this long is read to its end when it is not wanted, so that the connection can serve again.
 _DRAIN_BYTES = 16 * 1024
 
@@ -126,8 +127,9 @@ class Transport:
         self._allowed = allowed or AllowList()
         context = tls or _system_tls()
         timeout = httpx.Timeout(read_seconds, connect=connect_seconds, pool=read_seconds)
+        self._extensions = {"timeout": timeout.as_dict()}
 
-        def client(resolver: GuardedResolver | None) -> httpx.AsyncClient:
+        def client(resolver: GuardedResolver | None) -> _ExactTransport:
             def session() -> aiohttp.ClientSession:
                 connector = aiohttp.TCPConnector(
                     limit=max_connections, keepalive_timeout=keepalive_seconds, ssl=context, resolver=resolver
@@ -139,18 +141,11 @@ class Transport:
                     trust_env=False,
                 )
 
-            return httpx.AsyncClient(
-                transport=_ExactTransport(session, context),
-                timeout=timeout,
-                follow_redirects=False,
-                trust_env=False,
-                cookies=CookieJar(policy=DefaultCookiePolicy(allowed_domains=[])),
-                headers={"User-Agent": "blockgate", "Accept": "*/*", "Accept-Encoding": "identity"},
-            )
+            return _ExactTransport(session, context)
 
         self._build = client
-        self._trusted: httpx.AsyncClient | None = None
-        self._guarded: httpx.AsyncClient | None = None
+        self._trusted: _ExactTransport | None = None
+        self._guarded: _ExactTransport | None = None
 
     async def open(
         self,
@@ -169,15 +164,20 @@ class Transport:
         """
         origin = origin_of(url)
         host = f"{origin.host}:{origin.port}"
-        client = self._client(origin, trusted=trusted)
+        transport = self._transport(origin, trusted=trusted)
         try:
-            request = client.build_request(method, url, headers=headers, data=form)
-            response = await client.send(request, stream=True, auth=None)
+            request = httpx.Request(
+                method, url, headers=_HEADERS | (headers or {}), data=form, extensions=self._extensions
+            )
+            response = await transport.handle_async_request(request)
+            response.request = request
+            # Else httpx tries encodings each time that a field is looked up.
+            response.headers.encoding = "iso-8859-1"
         except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError, ValueError) as error:
             raise _translate(error, host, body=False) from None
         return Answer(response, host)
 
-    def _client(self, origin: Origin, *, trusted: bool) -> httpx.AsyncClient:
+    def _transport(self, origin: Origin, *, trusted: bool) -> _ExactTransport:
         if trusted:
             self._trusted = self._trusted or self._build(None)
             return self._trusted
@@ -190,9 +190,9 @@ class Transport:
 
     async def aclose(self) -> None:
         """Close every connection."""
-        for client in (self._trusted, self._guarded):
-            if client is not None:
-                await client.aclose()
+        for transport in (self._trusted, self._guarded):
+            if transport is not None:
+                await transport.aclose()
 
 
 class _ExactTransport(AiohttpTransport):

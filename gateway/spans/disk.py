@@ -50,7 +50,7 @@ class DiskTier:
         self.corrupt = 0
         self.evicted = 0
         self.used_bytes = 0
-        self._sharers = sharers
+        self.sharers = sharers
         self._written = 0
         self._room = 0
         self._lock = threading.Lock()
@@ -139,10 +139,10 @@ class DiskTier:
             self._measure()
             return self.used_bytes
 
-    def sweep(self) -> int:
-        """Remove temporary files that a killed process left. Call while no other process writes here."""
+    def sweep(self, pid: int | None = None) -> int:
+        """Remove temporary files of killed processes: of all, while no other writes here, or of the one of that id."""
         removed = 0
-        for path in self.folder.glob(f"*/*/*{_TEMPORARY}"):
+        for path in self.folder.glob(f"*/*/*{_TEMPORARY}" if pid is None else f"*/*/*.{pid}.*{_TEMPORARY}"):
             with contextlib.suppress(OSError):
                 path.unlink()
                 removed += 1
@@ -164,7 +164,7 @@ class DiskTier:
         files = self._files()
         self.used_bytes = sum(size for _, size, _ in files)
         self._written = 0
-        self._room = max(0, self.high_bytes - self.used_bytes) // self._sharers
+        self._room = max(0, self.high_bytes - self.used_bytes) // self.sharers
         return files
 
     def _account(self, size: int) -> None:
@@ -184,7 +184,7 @@ class DiskTier:
     def _evict(self) -> None:
         files = self._measure()
         # With others writing, a little is kept free: the last bytes would be measured again and again.
-        spare = 0 if self._sharers == 1 else self.high_bytes // 32
+        spare = 0 if self.sharers == 1 else self.high_bytes // 32
         if self.used_bytes <= self.high_bytes - spare:
             return
         for path, size, _ in sorted(files, key=lambda entry: entry[2]):
@@ -194,7 +194,7 @@ class DiskTier:
                 path.unlink()
                 self.evicted += 1
                 self.used_bytes -= size
-        self._room = max(0, self.high_bytes - self.used_bytes) // self._sharers
+        self._room = max(0, self.high_bytes - self.used_bytes) // self.sharers
 
     def _failed(self, error: OSError, temporary: Path) -> None:
         with contextlib.suppress(OSError):

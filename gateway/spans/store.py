@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 from gateway.errors import (
@@ -30,7 +31,7 @@ from gateway.reader import Bytes
 from gateway.spans.decode import check_chain, decode
 from gateway.spans.disk import DiskTier
 from gateway.spans.layer import SpanLayer
-from gateway.spans.locks import SpanLocks
+from gateway.spans.locks import NoLocks, SpanLocks
 from gateway.spans.memory import MemoryTier, SpanKey
 from gateway.spans.table import Span
 
@@ -74,15 +75,19 @@ class StoreCounts:
 
 
 class SpanStore:
-    """Reads spans of any layer. Lives on one event loop; blocking work goes to ``executor``'s threads."""
+    """Reads spans of any layer. Lives on one event loop; blocking work goes to ``executor``'s threads.
+
+    Decoding goes to ``decoders``, if there are any: one thread per processor is best, and a slow disk must not hold it up.
+    """
 
     def __init__(
         self,
         memory: MemoryTier,
         disk: DiskTier,
-        locks: SpanLocks,
+        locks: SpanLocks | NoLocks,
         executor: ThreadPoolExecutor,
         *,
+        decoders: ThreadPoolExecutor | None = None,
         concurrent_fetches: int = 32,
         concurrent_prefetches: int = 16,
         flying_limit_bytes: int = 512 << 20,
@@ -92,6 +97,7 @@ class SpanStore:
         self.counts = StoreCounts()
         self._locks = locks
         self._executor = executor
+        self._decoders = decoders or executor
         self._fetches = asyncio.Semaphore(concurrent_fetches)
         self._prefetch_limit = concurrent_prefetches
         self._prefetching = 0
@@ -243,7 +249,8 @@ class SpanStore:
             if await self._from_disk(key, span, future):
                 return
             async with self._locks.hold(key) as waited:
-                if waited and await self._from_disk(key, span, future):
+                # Also without having waited: between the look above and the lock, another worker may have done it all.
+                if (waited or self.disk.sharers > 1) and await self._from_disk(key, span, future):
                     return
                 data = await self._fetch(layer, key.span, span)
                 self.memory.put(key, data)
@@ -286,7 +293,7 @@ class SpanStore:
                 layer.fetched_bytes += span.in_length
             next_window = None if span.proven else layer.window(index + 1)
             started = time.monotonic()
-            data = await self._run(
+            work = partial(
                 decode,
                 span,
                 fetched,
@@ -295,6 +302,7 @@ class SpanStore:
                 first=index == 0,
                 where=layer.where,
             )
+            data = await asyncio.get_running_loop().run_in_executor(self._decoders, work)
             self.counts.inflate.observe(time.monotonic() - started)
         except SpanMismatch as error:
             if not layer.local:

@@ -69,6 +69,16 @@ def shown(gateway: Gateway, device: Document, tar: bytes, span: tuple[int, int])
     return answer.status_code, answer.json()["code"]
 
 
+def test_budgets_of_nothing_serve_right_bytes(gateway: Gateway, device: Document, small_tar: bytes) -> None:
+    front = device["segments"][1]["offset"]
+    for _ in range(2):
+        assert gateway.get("one", front, front + len(small_tar)).content == small_tar
+    state = gateway.http.get("/v1/cache").json()
+    assert (state["memory"]["used_bytes"], state["disk"]["used_bytes"]) == (0, 0)
+    assert state["disk_write_errors"] == {}
+    assert gateway.span_files() == gateway.temporary_files() == []
+
+
 def test_in_the_registry_s_blob_it_is_a_mismatch_and_the_device_is_degraded_until_it_is_gone(
     gateway: Gateway,
     layout: OciLayout,

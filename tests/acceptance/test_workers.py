@@ -14,7 +14,7 @@ import pytest
 
 from gateway.spans.index import SPANS
 from gateway.spans.table import SpanTable
-from tests.acceptance.conftest import Figure
+from tests.acceptance.conftest import Figure, Held
 from tests.support.faultregistry import FaultRegistry, StoredBlob
 from tests.support.gateway import Gateway
 from tests.support.gzips import member
@@ -115,6 +115,28 @@ def test_registering_and_deleting_is_seen_by_every_worker(gateway: Gateway, faul
     assert gateway.http.delete("/v1/devices/seen").status_code == 204
     assert seen_by_new_connections(gateway, "/v1/devices/seen/data") == {404}
     assert seen_by_new_connections(gateway, "/v1/devices/seen") == {404}
+
+
+def test_a_registration_whose_worker_is_killed_is_taken_over(
+    gateway: Gateway, faulty: FaultRegistry, small_tar: bytes
+) -> None:
+    if len(gateway.workers()) < 2:
+        return  # a lone worker is the gateway; its crash is another file's matter
+    digest = faulty.add_image("team/orphan", [member(small_tar, level=3)]).layers[0].digest
+    source = {"image": f"{faulty.host}/team/orphan:latest", "insecure": True}
+    with Held(faulty, digest):
+        gateway.put("orphan", {"source": source, "layout": "tar", "layer": {"index": 0}})
+        wait_until(lambda: bool(gateway.temporary_files()), what="a pass")
+        owner = int(gateway.temporary_files()[0].name.split(".")[-3])
+        assert owner in gateway.workers()
+        gateway.http.close()
+        gateway.http = httpx.Client(base_url=gateway.url, timeout=60, trust_env=False)
+        os.kill(owner, signal.SIGKILL)
+        wait_until(lambda: len(listening(gateway) - {owner}) == 2, what="a new worker", seconds=60)
+    device = gateway.settled("orphan")
+    assert device["state"] == "ready", device
+    assert gateway.get("orphan", 0, len(small_tar)).content == small_tar
+    assert gateway.temporary_files() == []
 
 
 def test_a_killed_worker_is_replaced_and_a_killed_gateway_leaves_none(

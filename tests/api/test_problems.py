@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 
 import httpx
@@ -74,6 +75,9 @@ IMAGE = {"source": {"image": "oci:/x"}}
         ("ok", {"source": {"image": "x@sha256:123"}}, "invalid_reference"),
         ("ok", {"source": {"image": "\ud800"}}, "invalid_request"),
     ],
+    ids=lambda value: (
+        str(value)[:40].encode("ascii", "replace").decode() if isinstance(value, dict) else None
+    ),
 )
 async def test_a_wrong_registration_is_400(gateway, name, body, code):
     answer = await gateway.client.put(
@@ -83,7 +87,9 @@ async def test_a_wrong_registration_is_400(gateway, name, body, code):
     assert (await gateway.client.get("/v1/devices")).json() == {"devices": []}
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"nul", b'{"source":' * 5000])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"nul", b'{"source":' * 5000], ids=range(6)
+)
 async def test_a_body_that_is_no_json_is_400(gateway, content):
     answer = await gateway.client.put(
         "/v1/devices/ok", content=content, headers={"content-type": "application/json"}
@@ -457,8 +463,6 @@ async def test_the_scheme_may_be_written_in_any_case(guarded):
 
 
 async def test_every_known_token_is_compared_in_constant_time(guarded, monkeypatch):
-    import hmac
-
     compared = []
     real = hmac.compare_digest
 

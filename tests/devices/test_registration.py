@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
-from gateway import errors, locks
+from gateway import errors
 from gateway.artifacts import Artifacts
 from gateway.devices import registration
 from gateway.devices.registration import Registrar
@@ -155,7 +155,7 @@ async def test_a_layer_becomes_a_ready_device(rig):
     assert record.image.layers[0]["digest"] == sha256(BLOB)
     device = await rig.shelf.get("one")
     assert bytes(await device.read(0, device.size)) == TAR
-    assert os.listdir(rig.folder / "locks") == []
+    assert list((rig.folder / "locks").iterdir()) == []
 
 
 async def test_two_devices_of_one_layer_take_one_pass(rig):
@@ -241,6 +241,7 @@ async def test_a_full_disk_is_a_storage_failure(rig, monkeypatch):
         (b"no gzip" * 100, None, GZIP, "corrupt_stream"),
         (b"\x28\xb5\x2f\xfd" + bytes(20), None, "application/octet-stream", "unsupported_layer"),
     ],
+    ids=["another diff_id", "cut short", "nothing", "no gzip", "zstd"],
 )
 async def test_a_layer_that_is_not_what_was_promised_fails(rig, data, diff_id, media_type, code):
     rig.source.layers.clear()
@@ -342,29 +343,6 @@ async def test_a_registration_that_another_process_just_finished_is_left_alone(r
     await finish(second)
     assert await rig.catalog.get("one") == finished
     assert rig.source.resolved == 1
-
-
-async def test_a_lock_file_whose_holder_removed_it_gives_no_lock(rig, monkeypatch):
-    """Between opening the file and locking it, its last holder may have ended and somebody else begun."""
-    rig.blob.gate = asyncio.Event()
-    first, second = rig.registrar(), rig.registrar()
-    real = fcntl.flock
-    record, _ = await rig.catalog.create("one", DeviceSpec.model_validate(SPEC))
-
-    def flock(fd, how):
-        path = next((rig.folder / "locks").iterdir())
-        path.unlink()
-        monkeypatch.setattr(locks.fcntl, "flock", real)
-        real(fd, how)
-
-    monkeypatch.setattr(locks.fcntl, "flock", flock)
-    second.begin(record)
-    await finish(second)
-    assert rig.source.resolved == 0
-    first.begin(record)
-    rig.blob.gate.set()
-    await finish(first)
-    assert (await rig.catalog.get("one")).state == "ready"
 
 
 # Proof behind a device that is being served already
@@ -486,7 +464,9 @@ async def test_content_that_contradicts_its_proof_is_quarantined(rig):
         await rig.shelf.get("one")
 
 
-@pytest.mark.parametrize("zinfo", [b"", b"x" * 11, b"\xff" * 100, encode([], 65536)])
+@pytest.mark.parametrize(
+    "zinfo", [b"", b"x" * 11, b"\xff" * 100, encode([], 65536)], ids=["nothing", "short", "noise", "empty"]
+)
 async def test_a_broken_table_is_refused_by_name(rig, zinfo):
     digest = await rig.upload(zinfo)
     registrar = rig.registrar()
@@ -592,6 +572,30 @@ async def test_a_degraded_device_recovers_after_a_restart_too(rig):
     assert (record.state, record.failure) == ("ready", None)
 
 
+async def test_what_another_worker_found_out_about_the_source_is_corrected_by_any_worker(rig):
+    await ready(rig)
+    device = await rig.shelf.get("one")
+    await device.read(0, 10)
+    record = await rig.catalog.get("one")
+    await rig.catalog.update(record, state="degraded", failure=registration.Failure("blob_not_found", "gone"))
+    assert await rig.shelf.get("one") is device
+    await device.read(device.size - 10, 10)
+    await settle(rig)
+    record = await rig.catalog.get("one")
+    assert (record.state, record.failure) == ("ready", None)
+
+    # And the other way round: what fails here is said again after another worker found all well.
+    rig.blob.error = failure(errors.BlobNotFound, "gone")
+    for _ in range(2):
+        assert await rig.shelf.get("one") is device
+        with pytest.raises(errors.BlobNotFound):
+            await device.read(device.size // 2, 10)
+        await settle(rig)
+        record = await rig.catalog.get("one")
+        assert (record.state, record.failure.code) == ("degraded", "blob_not_found")
+        await rig.catalog.update(record, state="ready", failure=None)
+
+
 async def test_a_read_that_is_under_way_when_its_device_is_deleted_is_finished(rig):
     raw = content(300_000, 6)
     rig.source.layers.clear()
@@ -615,12 +619,16 @@ async def test_a_missing_index_is_made_again_and_nothing_is_left_open(rig):
     await finish(registrar)
     for path in rig.folders.root.glob("*/gzip-*-v1"):
         path.rename(path.with_name("away"))
+    rig.shelf.on_reindex = lambda _record: None
+    record = await rig.catalog.get("one")
     before = None
     for _ in range(3):
-        with pytest.raises((errors.IndexDamaged, errors.DeviceNotReady)):
+        with pytest.raises(errors.IndexDamaged, match="is missing"):
             await rig.shelf.get("one")
+        await settle(rig)
         assert (await rig.catalog.get("one")).state == "indexing"
-        now = len(os.listdir("/proc/self/fd"))
+        await rig.catalog.update(record, state="ready")
+        now = len(list(Path("/proc/self/fd").iterdir()))  # noqa: ASYNC240
         assert before is None or now <= before
         before = now
 

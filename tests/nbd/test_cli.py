@@ -24,7 +24,7 @@ async def run_dir(tmp_path):
     yield folder
     os.kill(agent_pid(folder), signal.SIGTERM)
     async with asyncio.timeout(20):
-        while (folder / "agent.sock").exists():  # noqa: ASYNC110
+        while (folder / "agent.sock").exists():
             await asyncio.sleep(0.02)
 
 

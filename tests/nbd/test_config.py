@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from nbd_client.config import NodeSettings, load
+from nbd_client.environment import configured
 from nbd_client.errors import InvalidOption, SourceRefused
 from nbd_client.source.stack import SourceOptions, open_source
 from tests.support.rangeserver import range_server
@@ -42,6 +44,19 @@ def test_every_setting_says_what_it_means():
 def test_the_ladder_of_deadlines_climbs():
     settings = load()
     assert 25 < settings.attempt_timeout_seconds < settings.read_timeout_seconds < 90
+
+
+def test_a_setting_or_a_file_counts_as_configured_and_the_run_folder_does_not(monkeypatch, tmp_path):
+    for name in [name for name in os.environ if name.startswith("BLOCKGATE_NBD_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("BLOCKGATE_NBD_CONFIG", str(tmp_path / "nbd.toml"))
+    monkeypatch.setenv("BLOCKGATE_NBD_RUN_DIR", "/x")
+    assert not configured()
+    monkeypatch.setenv("blockgate_nbd_cache", "1MiB")
+    assert configured()
+    monkeypatch.delenv("blockgate_nbd_cache")
+    (tmp_path / "nbd.toml").write_text("")
+    assert configured()
 
 
 async def test_the_token_goes_to_the_urls_own_host_and_nowhere_else(monkeypatch):

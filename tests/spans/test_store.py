@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import gc
 import os
@@ -120,6 +121,38 @@ async def test_another_worker_and_the_next_start_find_it_on_disk(stores, index, 
     assert await second.read(other, 2) == (truth(layer, 2), Origin.MEMORY)
     assert second_source.reads == []
     assert second.counts.disk_hits == 1
+
+
+async def test_what_another_worker_wrote_between_the_look_and_the_lock_is_not_fetched_again(
+    stores, index, layer, monkeypatch
+):
+    first, second = stores(), stores()
+    second.disk.sharers = 2
+    second_source = MemoryBlob(BLOB)
+    looked = second.disk.read
+    looks = []
+
+    def look(key, sha256):
+        found = looked(key, sha256)
+        looks.append(found)
+        return found
+
+    hold = second._locks.hold
+
+    @contextlib.asynccontextmanager
+    async def hold_late(key):
+        # The first worker begins after the second one's look, and is done before its lock.
+        await first.read(layer, 2)
+        await settle(first)
+        async with hold(key) as waited:
+            assert not waited
+            yield waited
+
+    monkeypatch.setattr(second.disk, "read", look)
+    monkeypatch.setattr(second._locks, "hold", hold_late)
+    assert await second.read(layer_of(index, second_source), 2) == (truth(layer, 2), Origin.DISK)
+    assert looks == [None, truth(layer, 2)]
+    assert second_source.reads == []
 
 
 async def test_a_damaged_disk_file_is_fetched_again_and_replaced(stores, layer, source):

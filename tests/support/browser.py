@@ -13,7 +13,13 @@ def chromium(playwright: Playwright) -> Iterator[Browser]:
     """One browser process for the block."""
     browser = playwright.chromium.launch(
         executable_path=require_program("chromium"),
-        args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--no-proxy-server"],
+        args=[
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+            "--no-first-run",
+            "--no-proxy-server",
+        ],
     )
     try:
         yield browser

@@ -119,8 +119,7 @@ def empty_catalog() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(data_dir=Path(folder))
         with prepared(settings):
-            pass
-        return (settings.data_dir / "catalog.sqlite").read_bytes()
+            return (settings.data_dir / "catalog.sqlite").read_bytes()
 
 
 @functools.cache
@@ -135,11 +134,9 @@ async def running(folder: Path, images: Path, **settings: Any) -> AsyncIterator[
     if not made.data_dir.exists():
         made.data_dir.mkdir(parents=True)
         (made.data_dir / "catalog.sqlite").write_bytes(empty_catalog())
-        for name in ("cache", "layers", "artifacts", "locks"):
-            (made.data_dir / name).mkdir()
     app = create_app(made)
     tls = _tls()
-    with pytest.MonkeyPatch.context() as patch:
+    with prepared(made), pytest.MonkeyPatch.context() as patch:
         # Reading the certificate authorities takes longer than most tests, too.
         patch.setattr(transport, "_system_tls", lambda: tls)
         async with (

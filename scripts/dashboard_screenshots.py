@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 from playwright.sync_api import sync_playwright
 
-from gateway.demo import make_sample
+from gateway.demo.sample import make_sample
 from tests.support.browser import chromium
 from tests.support.dockerregistry import docker_registry
 from tests.support.gateway import Gateway

@@ -26,6 +26,7 @@ inside() { compose exec -T gateway "$@"; }
 finish() {
   local status=$?
   if [ "$status" -ne 0 ]; then compose logs --tail 30 >&2 || true; fi
+  [ -z "${node:-}" ] || docker rm --force "$node" >/dev/null 2>&1 || true
   compose down --volumes --timeout 20 >/dev/null 2>&1 || true
   [ -z "$engine" ] || { kill "$engine" && wait "$engine"; } 2>/dev/null || true
 }
@@ -123,4 +124,16 @@ say "Stopping the registry: what was read is still there, and the gateway stays 
 quietly compose stop registry
 holds "it is ready without its registry" curl -fsS "$gateway/readyz"
 holds "it reads what it has" same "$(read_layer)" "$expected"
+
+say "The node's image: its agent, and a client in user space"
+quietly docker build --network "${NETWORK:-host}" --target node --tag blockgate-node .
+node=$(docker run --detach --rm --read-only --cap-drop ALL --cap-add SYS_ADMIN --tmpfs /run/blockgate-nbd:mode=0700 --tmpfs /tmp \
+  --network "${COMPOSE_PROJECT_NAME}_front" blockgate-node)
+on_node() { docker exec "$node" "$@"; }
+until_true 20 "an agent" on_node test -S /run/blockgate-nbd/agent.sock
+holds "the agent answers on a read-only root" on_node blockgate-nbd list --json
+holds "no web framework and no database came with it" fails on_node python3 -c 'import fastapi, sqlalchemy'
+on_node sh -c 'blockgate-nbd serve http://gateway:8080/v1/devices/demo/data --unix /tmp/demo.sock >/dev/null 2>&1 &'
+until_true 20 "an NBD server in it" on_node test -S /tmp/demo.sock
+docker stop --time 10 "$node" >/dev/null
 say "All of it held"

@@ -20,8 +20,8 @@ from benchmarks.servers import Registry, cpu_seconds, gateway, image
 NOTES = (
     (
         "target 6: gzip -dc reads a local file and checks CRC-32 only; the pass downloads from nginx, hashes both sides, "
-        "cuts checkpoints and walks the tar on two threads, so it uses both processors; its time includes the registration's "
-        "calls, and polling every 20 ms"
+        "cuts checkpoints and walks the tar on two threads, so it uses both processors; its time has the registration's "
+        "calls and polling every 20 ms"
     ),
     (
         "target 6: the layer of many GB repeats 16 MiB of the real one behind full flushes and is served by this process "

@@ -1,6 +1,6 @@
 """Write docs/dashboard-light.png and docs/dashboard-dark.png from a live gateway that is being read.
 
-A registry of this machine holds the demo's image; clients read it through the gateway for --seconds (a full chart takes 900).
+A registry of this machine holds the demo's image; clients read it through the gateway for --seconds (charts show 900).
 Needs docker-registry, skopeo and chromium.
 """
 
@@ -15,13 +15,14 @@ from pathlib import Path
 import httpx
 from playwright.sync_api import sync_playwright
 
-from gateway.demo import make_sample
+from gateway.demo.sample import make_sample
 from tests.support.browser import chromium
 from tests.support.dockerregistry import docker_registry
 from tests.support.gateway import Gateway
 
 _DOCS = Path(__file__).resolve().parent.parent / "docs"
 _MIB = 1 << 20
+_HOT_SHARE = 0.85
 _MAPS_DRAWN = """() => [...document.querySelectorAll(".devices tbody")]
     .every((body) => !body.querySelector("[data-tone=good]") || body.querySelector("canvas").height > 1)"""
 
@@ -89,7 +90,7 @@ def _read(url: str, sizes: dict[str, int], seed: int, stop: threading.Event) -> 
             if until <= 0:
                 pace, until = rng.choice([0.01, 0.02, 0.05, 0.1]), rng.uniform(10, 40)
             name = rng.choices(list(sizes), [3, 1])[0]
-            place = rng.betavariate(0.6, 2.2) if rng.random() < 0.85 else rng.random()
+            place = rng.betavariate(0.6, 2.2) if rng.random() < _HOT_SHARE else rng.random()
             start = int(place * (sizes[name] - 2 * _MIB)) // 4096 * 4096
             length = rng.choice([4096, 4096, 16384, 131072])
             http.get(f"/v1/devices/{name}/data", headers={"range": f"bytes={start}-{start + length - 1}"})

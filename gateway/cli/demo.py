@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gateway.demo import DemoFailed, run
+from gateway.demo.show import DemoFailed, run
 from gateway.errors import BlockgateError
 
 

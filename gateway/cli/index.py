@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -47,9 +48,10 @@ def build(
         totals, count = _build(layer, temporary, span_bytes)
         temporary.rename(output)
     except OSError as error:
-        raise BlockgateError(f"{error.filename or output}: {error.strerror}") from error
+        raise BlockgateError(f"{output}: {error.strerror}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
     facts = {
         "zinfo": str(output),
         "checkpoints": count,

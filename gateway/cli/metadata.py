@@ -43,11 +43,17 @@ def build(
                 raise InvalidLayer(f"{layer}: {error}") from error
             except OSError as error:
                 raise BlockgateError(f"{layer}: {error.strerror}") from error
+            finally:
+                if sys.exception() is not None:
+                    contents.close()
             refusal = contents.finish()
             if refusal is not None:
                 raise InvalidLayer(f"{layer}: {refusal}")
             tocs.append(toc)
-        built = build_file(tocs, output)
+        try:
+            built = build_file(tocs, output)
+        except OSError as error:
+            raise BlockgateError(f"{output}: {error.strerror}") from error
     facts = {
         "metadata": str(output),
         "size": built.size,

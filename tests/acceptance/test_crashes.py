@@ -115,16 +115,22 @@ def test_sigterm_in_the_middle_of_a_registration_ends_cleanly_and_the_next_start
 
 def test_sigterm_drains_before_it_ends(gateway: Gateway, small_tar: bytes) -> None:
     """Not ready at once; new requests are answered for a while; a transfer that has begun is finished."""
-    gateway.settings["drain_seconds"] = 2
+    gateway.settings["drain_seconds"] = 5
     gateway.restart()
-    with gateway.http.stream("GET", "/v1/devices/asked-tar/data") as answer:
+    with (
+        httpx.Client(base_url=gateway.url, timeout=60, trust_env=False) as other,
+        gateway.http.stream("GET", "/v1/devices/asked-tar/data") as answer,
+    ):
         pieces = answer.iter_raw(65536)
         received = next(pieces)
         gateway.signal(signal.SIGTERM)
-        wait_until(lambda: httpx.get(f"{gateway.url}/readyz").status_code == 503, what="draining")
-        assert httpx.get(f"{gateway.url}/readyz").json()["status"] == "draining"
-        assert httpx.get(f"{gateway.url}/livez").status_code == 200
-        late = httpx.get(gateway.data_url("asked-tar"), headers={"Range": "bytes=5000-5999"})
+        wait_until(lambda: other.get("/readyz").status_code == 503, what="draining")
+        assert other.get("/readyz").json()["status"] == "draining"
+        assert other.get("/livez").status_code == 200
+        # On a connection of its own: the listener is still there.
+        with gateway.reader("asked-tar") as reader:
+            assert reader.read(5000, 6000) == small_tar[5000:6000]
+        late = other.get("/v1/devices/asked-tar/data", headers={"Range": "bytes=5000-5999"})
         assert late.content == small_tar[5000:6000]
         received += b"".join(pieces)
     assert received == small_tar

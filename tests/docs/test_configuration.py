@@ -73,7 +73,7 @@ def test_compositions_configuration_is_valid():
     settings = load(ROOT / "deploy/compose/gateway.toml")
     assert settings.insecure_registries == ("registry:5000",)
     # The password stands in libpq's file, not here.
-    assert settings.database_url.partition("@")[0] == "postgresql+psycopg://blockgate"
+    assert settings.database_url.get_secret_value().partition("@")[0] == "postgresql+psycopg://blockgate"
 
 
 def test_a_name_that_is_no_setting_is_refused_by_name(tmp_path):

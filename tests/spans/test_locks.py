@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from gateway.spans.locks import SpanLocks
+from gateway.spans.locks import NoLocks, SpanLocks
 from gateway.spans.memory import SpanKey
 
 KEY = SpanKey("sha256:aa", "gzip-1-v1", 3)
@@ -125,3 +125,10 @@ async def test_closing_another_description_of_the_file_releases_nothing(locks, t
         third = SpanLocks(tmp_path / "locks")
         assert not await is_free(third)
         third.close()
+
+
+async def test_a_single_process_excludes_nobody():
+    locks, key = NoLocks(), SpanKey("sha256:a", "gzip", 0)
+    async with locks.hold(key) as first, locks.hold(key) as second:
+        assert (first, second) == (False, False)
+    locks.close()

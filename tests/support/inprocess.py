@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
+import queue
+import socket
 import ssl
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from typing import Any
 import httpx
 import pytest
 import structlog
+import uvicorn
 from fastapi import FastAPI
 
 from gateway.api.app import create_app
@@ -149,3 +153,33 @@ async def running(folder: Path, images: Path, **settings: Any) -> AsyncIterator[
             ) as client,
         ):
             yield Gateway(app, client, str(images))
+
+
+@contextmanager
+def served(folder: Path, images: Path, **settings: Any) -> Iterator[tuple[str, Gateway]]:
+    """A gateway on a thread of its own, behind a real server on a free port of loopback: its URL and itself.
+
+    Its parts live on the thread's event loop.
+    """
+    ready: queue.Queue[tuple[str, Gateway, uvicorn.Server]] = queue.Queue()
+
+    async def run() -> None:
+        async with running(folder, images, **settings) as gateway:
+            with socket.create_server(("127.0.0.1", 0)) as listener:
+                server = uvicorn.Server(
+                    uvicorn.Config(
+                        gateway.app, http="httptools", lifespan="off", log_config=None, log_level="critical"
+                    )
+                )
+                ready.put((f"http://127.0.0.1:{listener.getsockname()[1]}", gateway, server))
+                await server.serve(sockets=[listener])
+
+    thread = threading.Thread(target=asyncio.run, args=(run(),))
+    thread.start()
+    url, gateway, server = ready.get(timeout=60)
+    try:
+        yield url, gateway
+    finally:
+        server.should_exit = True
+        thread.join(60)
+        assert not thread.is_alive()

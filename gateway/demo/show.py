@@ -7,8 +7,6 @@ system and compared with the originals. Then it stays up, to be tried.
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import os
 import random
@@ -16,13 +14,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
-import tarfile
 import time
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,69 +24,17 @@ from typing import Any
 import httpx
 from rich.console import Console
 
+from gateway.demo import node
+from gateway.demo.sample import Sample, make_sample
 from gateway.erofs.reader import Image
 
-_LAYER_BYTES = 48 << 20
 _RANGES = 400
 _FILES = 200
 _START_SECONDS = 30.0
-_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 
 
 class DemoFailed(Exception):
     """Something was not as it should be; its text says what."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """The image that the demo makes: its folder, its tars (base first), and the files in it by path."""
-
-    folder: Path
-    tars: tuple[Path, ...]
-    files: dict[str, Path]
-
-
-def make_sample(folder: Path) -> Sample:
-    """An OCI layout of two gzip layers of real files: the standard library's sources, and its packages' other files."""
-    library = Path(sysconfig.get_paths()["stdlib"])
-    code: list[Path] = []
-    other: list[Path] = []
-    for path in sorted(library.rglob("*")):
-        inside = path.relative_to(library)
-        if (
-            path.is_file()
-            and not path.is_symlink()
-            and not {"site-packages", "__pycache__"} & set(inside.parts)
-        ):
-            (code if path.suffix == ".py" else other).append(path)
-    blobs = folder / "image" / "blobs" / "sha256"
-    blobs.mkdir(parents=True, exist_ok=True)
-    tars, layers, diff_ids, files = [], [], [], {}
-    for number, paths in enumerate((code, other)):
-        tar = folder / f"layer{number}.tar"
-        files.update(_write_tar(tar, library, paths))
-        layer, diff_id = _add_layer(blobs, tar)
-        tars.append(tar)
-        layers.append(layer)
-        diff_ids.append(diff_id)
-    config = {
-        "architecture": "amd64",
-        "os": "linux",
-        "rootfs": {"type": "layers", "diff_ids": diff_ids},
-        "config": {"Entrypoint": ["python3"], "WorkingDir": "/python", "Env": ["PYTHONHOME=/python"]},
-    }
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": _MANIFEST,
-        "config": _add(blobs, json.dumps(config).encode(), "application/vnd.oci.image.config.v1+json"),
-        "layers": layers,
-    }
-    described = _add(blobs, json.dumps(manifest).encode(), _MANIFEST)
-    described["annotations"] = {"org.opencontainers.image.ref.name": "demo"}
-    index = {"schemaVersion": 2, "manifests": [described]}
-    (folder / "image" / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-    (folder / "image" / "index.json").write_text(json.dumps(index))
-    return Sample(folder / "image", tuple(tars), files)
 
 
 def run(folder: Path, port: int, *, keep_running: bool) -> None:
@@ -116,48 +58,12 @@ def run(folder: Path, port: int, *, keep_running: bool) -> None:
             _register(http, console, sample)
             _compare_ranges(http, console, sample)
             _compare_files(http, console, sample)
-        _what_next(console, url, folder)
-        if keep_running:
-            console.print("\nThe gateway stays up until Ctrl-C.")
-            _wait_for_signal()
-
-
-def _write_tar(tar: Path, library: Path, paths: list[Path]) -> dict[str, Path]:
-    files = {}
-    written = 0
-    with tarfile.open(tar, "w", format=tarfile.PAX_FORMAT) as archive:
-        for path in paths:
-            written += path.stat().st_size
-            if written > _LAYER_BYTES:
-                break
-            name = f"python/{path.relative_to(library)}"
-            archive.add(path, name, recursive=False, filter=_anonymous)
-            files[name] = path
-    return files
-
-
-def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    member.uid = member.gid = 0
-    member.uname = member.gname = "root"
-    return member
-
-
-def _add_layer(blobs: Path, tar: Path) -> tuple[dict[str, Any], str]:
-    compressor = zlib.compressobj(6, zlib.DEFLATED, 31)
-    diff_id, blob = hashlib.sha256(), io.BytesIO()
-    with tar.open("rb") as file:
-        while piece := file.read(1 << 20):
-            diff_id.update(piece)
-            blob.write(compressor.compress(piece))
-    blob.write(compressor.flush())
-    described = _add(blobs, blob.getvalue(), "application/vnd.oci.image.layer.v1.tar+gzip")
-    return described, f"sha256:{diff_id.hexdigest()}"
-
-
-def _add(blobs: Path, content: bytes, media_type: str) -> dict[str, Any]:
-    digest = hashlib.sha256(content).hexdigest()
-    (blobs / digest).write_bytes(content)
-    return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": len(content)}
+        with node.mounted(f"{url}/v1/devices/demo/data", folder) as mount:
+            _compare_mounted(console, sample, mount)
+            _what_next(console, url, folder, mount)
+            if keep_running:
+                console.print("\nIt stays up until Ctrl-C.")
+                _wait_for_signal()
 
 
 @contextmanager
@@ -264,16 +170,34 @@ def _compare_files(http: httpx.Client, console: Console, sample: Sample) -> None
     console.print(f"[green]✓[/] {len(names)} files read through the device's file system: 0 different")
 
 
-def _what_next(console: Console, url: str, folder: Path) -> None:
+def _compare_mounted(console: Console, sample: Sample, mount: node.Mount) -> None:
+    """Files read through the kernel's mount, where this machine can have one."""
+    if mount.folder is None:
+        console.print(f"[yellow]-[/] not mounted here: {mount.reason}", soft_wrap=True)
+        return
+    names = random.Random(2).sample(sorted(sample.files), min(_FILES, len(sample.files)))  # noqa: S311
+    for name in names:
+        if (mount.folder / name).read_bytes() != sample.files[name].read_bytes():
+            raise DemoFailed(f"{mount.folder / name} differs from {sample.files[name]}")
+    console.print(
+        f"[green]✓[/] mounted on {mount.folder} ({mount.way}), {len(names)} files read through the kernel: 0 different",
+        soft_wrap=True,
+    )
+
+
+def _what_next(console: Console, url: str, folder: Path, mount: node.Mount) -> None:
     console.print("\nTry it:")
+    device = f"{url}/v1/devices/demo/data"
     for line in (
+        f"ls {mount.folder}/python" if mount.folder else f"blockgate-nbd mount {device} /mnt",
         f"curl -r 0-511 {url}/v1/devices/demo-layer0/data | head -c 100",
         f"curl -s {url}/v1/devices/demo | python3 -m json.tool",
         f"{sys.argv[0] if sys.argv[0].endswith('blockgate') else 'blockgate'} device ls --gateway {url}",
-        f"xdg-open {url}/docs",
     ):
         console.print(f"  [bold]{line}[/]", soft_wrap=True)
-    console.print(f"Its files are in {folder}.", soft_wrap=True)
+    console.print(
+        f"\nThe dashboard is {url}/, the API {url}/docs. The demo's files are in {folder}.", soft_wrap=True
+    )
 
 
 def _wait_for_signal() -> None:

@@ -1,0 +1,1 @@
+"""``blockgate demo``: the main job on this machine's own files."""

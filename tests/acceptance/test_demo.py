@@ -1,0 +1,52 @@
+"""``blockgate demo`` as a user runs it."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.gateway import cli
+
+
+@pytest.mark.real
+def test_the_demo_compares_everything_and_ends(tmp_path: Path) -> None:
+    done = cli("demo", "--folder", tmp_path / "demo", "--port", "0", "--once")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("0 different") >= 2
+    assert "demo: 8" in done.stdout or "demo: " in done.stdout
+    # Mounted where this machine can, else the reason and the command.
+    assert (
+        "files read through the kernel: 0 different" in done.stdout
+        or "blockgate-nbd mount http" in done.stdout
+    )
+    assert str(tmp_path) not in Path("/proc/mounts").read_text()
+
+
+@pytest.mark.real
+def test_the_demo_stays_up_serves_ranges_and_ends_with_a_signal(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "gateway", "demo", "--folder", str(tmp_path / "demo"), "--port", "0"]
+    output = tmp_path / "output"
+    with output.open("wb") as file:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+    try:
+        deadline = time.monotonic() + 100
+        while "stays up until" not in output.read_text():
+            assert process.poll() is None, output.read_text()
+            assert time.monotonic() < deadline, output.read_text()
+            time.sleep(0.1)
+        url = re.search(r"a gateway at (http://\S+)", output.read_text())
+        assert url is not None
+        answer = httpx.get(
+            f"{url[1]}/v1/devices/demo/data", headers={"Range": "bytes=1024-1027"}, trust_env=False
+        )
+        assert answer.status_code == 206
+        assert answer.content == bytes.fromhex("e2e1f5e0")  # EROFS' magic, little-endian
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    assert str(tmp_path) not in Path("/proc/mounts").read_text()

@@ -1,0 +1,131 @@
+"""What happens on a client's connection: heads travel with their bodies, and late ones are not waited for."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import uvicorn
+
+from gateway.api import connection
+from gateway.api.connection import Connection, JoiningTransport
+
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n"
+
+
+class Wire:
+    """A transport that remembers each call."""
+
+    def __init__(self):
+        self.calls = []
+
+    def write(self, data):
+        self.calls.append(bytes(data))
+
+    def writelines(self, pieces):
+        self.calls.append([bytes(piece) for piece in pieces])
+
+    def close(self):
+        self.calls.append("close")
+
+    def is_closing(self):
+        return "close" in self.calls
+
+    def get_extra_info(self, name):
+        return name
+
+
+@pytest.fixture
+def wire():
+    return Wire()
+
+
+@pytest.fixture
+async def transport(wire):
+    return JoiningTransport(wire, asyncio.get_running_loop())
+
+
+async def test_a_head_leaves_together_with_the_first_bytes_of_its_body(transport, wire):
+    transport.write(HEAD)
+    transport.write(memoryview(b"body"))
+    transport.write(b"more")
+    await asyncio.sleep(0)
+    assert wire.calls == [[HEAD, b"body"], b"more"]
+
+
+async def test_a_head_whose_body_takes_time_leaves_at_the_next_turn(transport, wire):
+    transport.write(HEAD)
+    assert wire.calls == []
+    await asyncio.sleep(0)
+    transport.write(b"body")
+    assert wire.calls == [HEAD, b"body"]
+
+
+async def test_closing_sends_what_was_kept(transport, wire):
+    transport.write(HEAD)
+    transport.close()
+    await asyncio.sleep(0)
+    assert wire.calls == [HEAD, "close"]
+    assert transport.is_closing()
+
+
+async def test_a_body_that_looks_like_a_head_stays_in_its_place(transport, wire):
+    for piece in (HEAD, b"a", b"HTTP/1.1 b", b"c", b"HTTP/1.1 d"):
+        transport.write(piece)
+    await asyncio.sleep(0)
+    flat = [call if isinstance(call, bytes) else b"".join(call) for call in wire.calls]
+    assert b"".join(flat) == HEAD + b"aHTTP/1.1 bcHTTP/1.1 d"
+
+
+async def test_everything_else_is_the_real_transport_s(transport):
+    assert transport.get_extra_info("peername") == "peername"
+
+
+async def answer(scope, receive, send):
+    if scope["path"] == "/slow":
+        await asyncio.sleep(0.8)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+@pytest.fixture
+async def port(monkeypatch):
+    """A server that grants heads half a second."""
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.5)
+    config = uvicorn.Config(
+        answer, port=0, http=Connection, ws="none", lifespan="off", log_config=None, access_log=False
+    )
+    server = uvicorn.Server(config)
+    config.load()
+    server.lifespan = config.lifespan_class(config)
+    await server.startup()
+    yield server.servers[0].sockets[0].getsockname()[1]
+    await server.shutdown()
+
+
+@pytest.mark.parametrize("beginning", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: "])
+async def test_a_head_that_does_not_arrive_in_time_ends_the_connection(port, beginning):
+    async with asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(beginning)
+        assert await reader.read() == b""
+        writer.close()
+
+
+async def test_a_late_head_of_a_second_request_ends_the_connection_too(port):
+    async with asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\nGET / HT")
+        assert (await reader.read()).endswith(b"\r\n\r\nok")
+        writer.close()
+
+
+async def test_an_answer_may_take_longer_than_a_head(port):
+    async with asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for path in (b"/slow", b"/", b"/slow"):
+            writer.write(b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 OK")
+            assert await reader.readexactly(2) == b"ok"
+        writer.close()

@@ -6,6 +6,7 @@ refused. The result is frozen and handed down; nothing else looks anything up.
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,6 +24,11 @@ from gateway.errors import ConfigurationError
 DEFAULT_CONFIG_FILE = Path("/etc/blockgate/config.toml")
 DEFAULT_URL = "http://127.0.0.1:8080"
 MIB = 1 << 20
+
+_PREFIX = "BLOCKGATE_"
+_NODE_PREFIX = "BLOCKGATE_NBD_"
+# Of client commands, and of this module.
+_OTHERS = {"BLOCKGATE_URL", "BLOCKGATE_TOKEN", "BLOCKGATE_CONFIG"}
 
 
 def _default_data_dir() -> Path:
@@ -57,7 +63,7 @@ class Settings(BaseSettings):
     """Every setting, with its default and meaning."""
 
     model_config = SettingsConfigDict(
-        env_prefix="BLOCKGATE_",
+        env_prefix=_PREFIX,
         env_nested_delimiter="__",
         frozen=True,
         extra="forbid",
@@ -172,6 +178,7 @@ def load(file: Path | None = None, **flags: Any) -> Settings:
     named = file or (Path(os.environ["BLOCKGATE_CONFIG"]) if os.environ.get("BLOCKGATE_CONFIG") else None)
     if named is not None and not named.is_file():
         raise ConfigurationError(f"the configuration file {named} does not exist")
+    _refuse_unknown_variables()
     _FILE.clear()
     if named or DEFAULT_CONFIG_FILE.is_file():
         _FILE["path"] = named or DEFAULT_CONFIG_FILE
@@ -184,6 +191,21 @@ def load(file: Path | None = None, **flags: Any) -> Settings:
         raise ConfigurationError(f"wrong configuration: {wrong}") from None
     except (ValueError, OSError) as error:
         raise ConfigurationError(f"the configuration cannot be read: {error}") from None
+
+
+def _refuse_unknown_variables() -> None:
+    """A misspelt variable would otherwise change nothing, and nobody would know."""
+    known = {f"{_PREFIX}{name.upper()}" for name in Settings.model_fields}
+    for variable in os.environ:
+        setting = variable.partition("__")[0]
+        if (
+            variable.startswith(_PREFIX)
+            and not variable.startswith(_NODE_PREFIX)
+            and setting not in known | _OTHERS
+        ):
+            close = difflib.get_close_matches(variable, known, 1)
+            hint = f"; is {close[0]} meant?" if close else ""
+            raise ConfigurationError(f"the environment variable {variable} is no setting{hint}")
 
 
 def gateway_url() -> str:

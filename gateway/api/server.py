@@ -10,6 +10,7 @@ import multiprocessing.connection
 import os
 import signal
 import socket
+import time
 from multiprocessing.process import BaseProcess
 from types import FrameType
 
@@ -25,6 +26,7 @@ from gateway.services import prepared, sweep
 
 _GRACE_SECONDS = 30
 _BACKLOG = 2048
+_RESTART_SECONDS = 0.5
 
 log = structlog.get_logger(__name__)
 
@@ -152,10 +154,10 @@ def _supervise(settings: Settings, sock: socket.socket) -> int:
             if process.pid is not None and process.is_alive():
                 os.kill(process.pid, sig)
 
-    for _ in range(settings.workers):
-        start()
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
+    while len(processes) < settings.workers and not stopping:
+        start()
     while processes:
         multiprocessing.connection.wait([process.sentinel for process in processes])
         for process in [process for process in processes if not process.is_alive()]:
@@ -164,5 +166,8 @@ def _supervise(settings: Settings, sock: socket.socket) -> int:
             if not stopping:
                 log.error("worker ended", pid=process.pid, status=process.exitcode)
                 sweep(settings, process.pid)
-                start()
+                # One that cannot start would be started over and over.
+                time.sleep(_RESTART_SECONDS)
+                if not stopping:
+                    start()
     return 0

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import httpx
 import typer
 
 from gateway.config import client_token, gateway_url
-from gateway.errors import BlockgateError
+from gateway.errors import BlockgateError, InvalidRequest
 
 Gateway = Annotated[
     str | None,
@@ -44,9 +45,12 @@ class Client:
         self.url = (url or gateway_url()).rstrip("/")
         token = client_token()
         headers = {"authorization": f"Bearer {token}"} if token else {}
-        self._http = httpx.Client(
-            base_url=self.url, headers=headers, timeout=httpx.Timeout(30, read=120), trust_env=False
-        )
+        try:
+            self._http = httpx.Client(
+                base_url=self.url, headers=headers, timeout=httpx.Timeout(30, read=120), trust_env=False
+            )
+        except httpx.InvalidURL as error:
+            raise InvalidRequest(f"--gateway {self.url} is no URL: {error}") from error
 
     def call(self, method: str, path: str, **options: Any) -> Any:
         """One call; the decoded JSON, or ``None`` for an empty answer."""
@@ -73,7 +77,7 @@ class Client:
     def events(self, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """The device's events as (event, data)."""
         try:
-            with self._http.stream("GET", f"/v1/devices/{name}/events") as response:
+            with self._http.stream("GET", f"{device_path(name)}/events") as response:
                 if response.is_error:
                     response.read()
                     raise GatewayRefused(_problem(response))
@@ -94,6 +98,11 @@ class Client:
         return GatewayUnreachable(
             f"no gateway answers at {self.url} ({error}); start one with 'blockgate serve', or name another with --gateway"
         )
+
+
+def device_path(name: str) -> str:
+    """The URL path of a device, whatever its name is typed as."""
+    return f"/v1/devices/{quote(name, safe='')}"
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.cli.client import Client, Gateway, Json, connect
+from gateway.cli.client import Client, Gateway, Json, connect, device_path
 from gateway.cli.output import dump, human, progress, table
 from gateway.errors import BlockgateError, InvalidRequest
 
@@ -61,7 +61,7 @@ def add(
             "zinfo": client.upload(zinfo) if zinfo else None,
             "verify": verify,
         }
-        device = client.call("PUT", f"/v1/devices/{name}", json=body)
+        device = client.call("PUT", device_path(name), json=body)
         if not no_wait:
             device = _wait(client, device)
         if as_json:
@@ -91,7 +91,7 @@ def ls(gateway: Gateway = None, as_json: Json = False) -> None:
 def show(name: str, gateway: Gateway = None, as_json: Json = False) -> None:
     """Show a device."""
     with connect(gateway) as client:
-        device = client.call("GET", f"/v1/devices/{name}")
+        device = client.call("GET", device_path(name))
     if as_json:
         dump(device)
     else:
@@ -102,7 +102,7 @@ def show(name: str, gateway: Gateway = None, as_json: Json = False) -> None:
 def rm(name: str, gateway: Gateway = None, as_json: Json = False) -> None:
     """Remove a device."""
     with connect(gateway) as client:
-        client.call("DELETE", f"/v1/devices/{name}")
+        client.call("DELETE", device_path(name))
     if as_json:
         dump({"removed": name})
 
@@ -120,7 +120,7 @@ def _wait(client: Client, device: dict[str, Any]) -> dict[str, Any]:
                 break
             if device["progress"]:
                 report(device["progress"]["phase"], device["progress"]["done"], device["progress"]["total"])
-    shown: dict[str, Any] = client.call("GET", f"/v1/devices/{device['name']}")
+    shown: dict[str, Any] = client.call("GET", device_path(device["name"]))
     return shown
 
 

@@ -110,6 +110,11 @@ def _gateway(url: str | None) -> Check:
     where = url or gateway_url()
     try:
         answer = httpx.get(f"{where.rstrip('/')}/readyz", timeout=5, trust_env=False)
+        status = answer.json()["status"]
+    except httpx.InvalidURL:
+        return Check("gateway", ok=False, detail=f"{where} is no URL")
     except httpx.HTTPError:
         return Check("gateway", ok=True, detail=f"none at {where} (start one with 'blockgate serve')")
-    return Check("gateway", ok=answer.status_code == 200, detail=f"{where}: {answer.json().get('status')}")  # noqa: PLR2004
+    except (ValueError, KeyError, TypeError):
+        return Check("gateway", ok=False, detail=f"what answers at {where} is no gateway")
+    return Check("gateway", ok=answer.is_success, detail=f"{where}: {status}")

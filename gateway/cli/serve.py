@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from gateway.api import server
 from gateway.config import load
 from gateway.logs import configure
 
@@ -29,6 +28,8 @@ def serve(
     ] = None,
 ) -> None:
     """Run the gateway."""
+    from gateway.api import server  # noqa: PLC0415 - a second of imports that other commands need not pay
+
     settings = load(
         config,
         host=host,

@@ -225,9 +225,14 @@ class Shelf:
     async def _reindex(self, record: DeviceRecord) -> None:
         """What lies in the data folder is not what was written there: register the device once more."""
         log.error("local index damaged", device=record.name)
-        if await self._catalog.update(
-            record, only_from=SERVING, state="indexing", progress=None, failure=None
-        ):
+        try:
+            changed = await self._catalog.update(
+                record, only_from=SERVING, state="indexing", progress=None, failure=None
+            )
+        except StorageError as trouble:
+            log.warning("catalog", device=record.name, error=trouble.detail)
+            return
+        if changed:
             self.on_reindex(record)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

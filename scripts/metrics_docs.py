@@ -19,12 +19,12 @@ HEAD = """# Metrics
 
 <!-- Made by scripts/metrics_docs.py from gateway/metrics.py: change that, then run it. -->
 
-`GET /metrics` of the gateway, in Prometheus' text format; whichever worker answers, it answers for all. Where the gateway wants
-tokens, a token of role `metrics` may read this and nothing else.
+`GET /metrics` of the gateway, in Prometheus' text format; whichever worker answers, it answers for all. Where the gateway
+wants tokens, a token of role `metrics` may read this and nothing else.
 
-[deploy/prometheus/alerts.yml](../deploy/prometheus/alerts.yml) has alert rules, each with a page in [runbooks/](runbooks);
-[deploy/grafana/blockgate.json](../deploy/grafana/blockgate.json) a dashboard. `docker compose up` brings both up. The gateway's own dashboard
-at `/` draws the same numbers from `GET /v1/stats`, without Prometheus.
+[deploy/prometheus/alerts.yml](../deploy/prometheus/alerts.yml) has alert rules, each with a page in
+[runbooks/](runbooks); [deploy/grafana/blockgate.json](../deploy/grafana/blockgate.json) a dashboard. `docker compose up` brings
+both up. The gateway's own dashboard at `/` draws the same numbers from `GET /v1/stats`, without Prometheus.
 
 Some questions as queries:
 
@@ -32,7 +32,7 @@ Some questions as queries:
 |---|---|
 | how much of what is read is in memory? | `sum by (source) (rate(blockgate_read_bytes_total[5m]))` |
 | how long do reads take? | `histogram_quantile(0.99, sum by (le, route) (rate(blockgate_request_seconds_bucket[5m])))` |
-| how long do registries take? | `histogram_quantile(0.99, sum by (le, registry) (rate(blockgate_upstream_seconds_bucket[5m])))` |
+| and registries? | `histogram_quantile(0.9, sum by (registry, le) (rate(blockgate_upstream_seconds_bucket[5m])))` |
 | does anything arrive that was not promised? | `increase(blockgate_integrity_failures_total[1h])` |
 
 """

@@ -23,8 +23,8 @@ HEAD = """# Metrics
 wants tokens, a token of role `metrics` may read this and nothing else.
 
 [deploy/prometheus/alerts.yml](../deploy/prometheus/alerts.yml) has alert rules, each with a page in
-[runbooks/](runbooks); [deploy/grafana/blockgate.json](../deploy/grafana/blockgate.json) a dashboard. `docker compose up` brings
-both up. The gateway's own dashboard at `/` draws the same numbers from `GET /v1/stats`, without Prometheus.
+[runbooks/](runbooks); [deploy/grafana/blockgate.json](../deploy/grafana/blockgate.json) a dashboard. `docker compose up`
+brings both up. The gateway's own dashboard at `/` draws the same numbers from `GET /v1/stats`, without Prometheus.
 
 Some questions as queries:
 

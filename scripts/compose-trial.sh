@@ -3,7 +3,7 @@
 #
 # The engine is DOCKER_HOST's, or one started for this in DIR (default: a temporary folder). Base images are made by
 # mmdebstrap and the services built from Debian's packages (deploy/compose/debian.yml), so Grafana is left out. Needs root and
-# the packages docker.io, docker-compose, mmdebstrap, skopeo and curl; takes some five minutes, half a minute once DIR has the images.
+# the packages docker.io, docker-compose, mmdebstrap, skopeo and curl; takes five to ten minutes, two once DIR has the images.
 # PIP_CERT names more certificates that pip has to trust, as it does for pip itself: they go into the base image.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -137,6 +137,22 @@ def test_an_image_is_registered_and_waited_for(monkeypatch):
     assert gateway.registered["a"] == b'{"source":{"image":"x"}}'
 
 
+def test_a_gateway_behind_a_proxy_is_read_through_the_proxy():
+    gateway = FakeGateway({"state": "ready", "data_url": "http://inside:8080/v1/devices/a/data"})
+    with GatewayClient("https://edge/blockgate", transport=httpx.MockTransport(_below(gateway))) as client:
+        assert client.wait_ready("a", lambda *_: None) == "https://edge/blockgate/v1/devices/a/data"
+
+
+def _below(gateway: FakeGateway):
+    """The gateway as a proxy offers it below a path."""
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        inside = request.url.copy_with(path=request.url.path.removeprefix("/blockgate"))
+        return gateway(httpx.Request(request.method, inside))
+
+    return handle
+
+
 def test_a_file_is_uploaded_once(tmp_path):
     (tmp_path / "zinfo").write_bytes(b"checkpoints" * 1000)
     gateway = FakeGateway()

@@ -15,7 +15,7 @@ import typer
 from nbd_client.control import DEFAULT_RUN_DIR, ask, ensure_agent, running
 from nbd_client.environment import gateway_token
 from nbd_client.errors import InvalidOption, NodeError, UsageError
-from nbd_client.options import MountOptions, parse_options, specification
+from nbd_client.options import MountOptions, device_name, parse_options, pinned, specification
 
 _MAX_PORT = 65535
 
@@ -151,17 +151,19 @@ def mount(
 
 
 def register_image(image: str, options: MountOptions, gateway: str) -> str:
-    """Have the gateway read an image; the URL of the device. Asked again, it is the same device."""
-    from nbd_client.gateway import GatewayClient, device_name  # noqa: PLC0415  httpx is slow to import
+    """Have the gateway read an image; the URL of the device. Asked again, it is the device that exists."""
+    from nbd_client.gateway import GatewayClient  # noqa: PLC0415  httpx is slow to import
 
     with GatewayClient(gateway, token=gateway_token()) as client:
         metadata = client.upload(Path(options.local_meta)) if options.local_meta else None
         zinfo = client.upload(Path(options.zinfo)) if options.zinfo else None
         wanted = specification(image, options, metadata, zinfo)
-        name = device_name(wanted)
+        found = client.resolve(wanted["source"])
+        wanted = pinned(wanted, found)
+        name = device_name(wanted, found)
         client.register(name, wanted)
         with waiting(image) as progress:
-            return client.wait_ready(name, progress)
+            return client.wait_ready(name, found.digest, progress)
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nbd_client.errors import InvalidOption
@@ -31,6 +34,16 @@ class MountOptions:
     def oci(self) -> bool:
         """Whether any option is about an image rather than about the mount."""
         return MountOptions(kernel=self.kernel) != self
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedImage:
+    """What a reference meant when the gateway was asked: digests of the manifest and of the layers, base first."""
+
+    pinned: str
+    digest: str
+    platform: str
+    layers: tuple[str, ...]
 
 
 def parse_options(text: str) -> MountOptions:
@@ -82,7 +95,7 @@ def specification(
         source["insecure"] = True
     body: dict[str, object] = {"source": source}
     if options.blob is not None:
-        body["layer"] = {"digest": options.blob}
+        body["layer"] = {"digest": options.blob if ":" in options.blob else f"sha256:{options.blob}"}
     elif options.layer is not None:
         body["layer"] = {"index": options.layer}
     if metadata is not None:
@@ -90,6 +103,41 @@ def specification(
     if zinfo is not None:
         body["zinfo"] = zinfo
     return body
+
+
+def pinned(body: Mapping[str, object], image: ResolvedImage) -> dict[str, object]:
+    """``body`` for the image that its reference meant, with a layer's number replaced by its digest.
+
+    A tag that moves then leads to another device, and two ways of saying the same lead to one.
+    Raises ``InvalidOption`` for a layer that the image does not have.
+    """
+    source, layer = body["source"], body.get("layer")
+    assert isinstance(source, Mapping)  # noqa: S101  as specification made it
+    made: dict[str, object] = {**body, "source": {**source, "image": image.pinned}}
+    if isinstance(layer, Mapping):
+        digest = layer.get("digest")
+        if digest is None:
+            if layer["index"] >= len(image.layers):
+                raise InvalidOption(
+                    f"oci.layer={layer['index']}: the image has {len(image.layers)} layers, 0 is the base"
+                )
+            digest = image.layers[layer["index"]]
+        elif digest not in image.layers:
+            raise InvalidOption(f"oci.blob={digest}: no layer of the image; it has {', '.join(image.layers)}")
+        made["layer"] = {"digest": digest}
+    return made
+
+
+def device_name(body: Mapping[str, object], image: ResolvedImage) -> str:
+    """The name of the device that shows ``image`` in this way: its digest, and a short hash of the way.
+
+    What decides about bytes is in it, and nothing else: not the tag, the repository, or how the registry is
+    spoken to.
+    """
+    way = {key: body.get(key) for key in ("layer", "metadata", "zinfo", "layout")}
+    canonical = json.dumps({**way, "platform": image.platform}, sort_keys=True, separators=(",", ":"))
+    algorithm, _, encoded = image.digest.partition(":")
+    return f"{algorithm}-{encoded[:64]}-{hashlib.sha256(canonical.encode()).hexdigest()[:12]}"
 
 
 def _required(found: dict[str, str], name: str) -> str | None:

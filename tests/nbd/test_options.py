@@ -1,12 +1,21 @@
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nbd_client.errors import InvalidOption
-from nbd_client.gateway import device_name
-from nbd_client.options import MountOptions, parse_options, specification
+from nbd_client.options import (
+    MountOptions,
+    ResolvedImage,
+    device_name,
+    parse_options,
+    pinned,
+    specification,
+)
 
 
 def test_the_options_of_mount_erofs_are_understood():
@@ -62,11 +71,39 @@ def test_the_registration_says_only_what_was_asked_for():
     }
 
 
-def test_the_same_question_has_the_same_name_and_another_has_another():
-    one = specification("a", MountOptions(layer=1), None, None)
-    assert device_name(one) == device_name(dict(reversed(one.items())))
-    assert device_name(one) != device_name(specification("a", MountOptions(layer=2), None, None))
-    assert len(device_name(one)) <= 128
+D, BASE, TOP = (f"sha256:{digit * 64}" for digit in "abc")
+IMAGE = ResolvedImage(f"h:5/a@{D}", D, "linux/amd64", (BASE, TOP))
+
+
+def named(
+    image: ResolvedImage = IMAGE, text: str = "", metadata: str | None = None, reference: str = "h:5/a"
+):
+    return device_name(pinned(specification(reference, parse_options(text), metadata, None), image), image)
+
+
+def test_a_devices_name_is_the_images_digest_and_what_else_decides_about_its_bytes():
+    assert named().startswith(f"sha256-{'a' * 64}-")
+    assert named() == named(reference="h:5/a:tag") == named(text="oci.insecure")
+    ways = ["oci.layer=0", "oci.layer=1", ""]
+    names = [named(text=text) for text in ways] + [
+        named(metadata=D),
+        named(replace(IMAGE, platform="linux/arm64")),
+    ]
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,127}", name) for name in names)
+    assert len(named(replace(IMAGE, digest="sha512:" + "a" * 128))) <= 128
+
+
+def test_a_layer_is_the_same_by_number_and_by_digest():
+    assert named(text="oci.layer=1") == named(text=f"oci.blob={TOP}") == named(text=f"oci.blob={TOP[7:]}")
+    wanted = pinned(specification("h:5/a:tag", parse_options("oci.layer=1,oci.insecure"), None, None), IMAGE)
+    assert wanted == {"source": {"image": f"h:5/a@{D}", "insecure": True}, "layer": {"digest": TOP}}
+
+
+@pytest.mark.parametrize("text", ["oci.layer=2", f"oci.blob={D}"])
+def test_a_layer_that_the_image_does_not_have_is_refused(text):
+    with pytest.raises(InvalidOption, match="oci"):
+        named(text=text)
 
 
 @given(st.text(max_size=60))

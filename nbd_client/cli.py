@@ -8,14 +8,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nbd_client.control import DEFAULT_RUN_DIR, ask, ensure_agent, running
 from nbd_client.environment import gateway_token
 from nbd_client.errors import InvalidOption, NodeError, UsageError
-from nbd_client.options import MountOptions, device_name, parse_options, pinned, specification
+from nbd_client.options import (
+    MountOptions,
+    credentials_name,
+    device_name,
+    parse_options,
+    pinned,
+    registry_of,
+    specification,
+)
+
+if TYPE_CHECKING:
+    from nbd_client.gateway import GatewayClient
 
 _MAX_PORT = 65535
 
@@ -135,11 +146,17 @@ def mount(
     gateway: Annotated[
         str, typer.Option(envvar="BLOCKGATE_URL", help="The gateway that reads images.")
     ] = "http://127.0.0.1:8080",
+    kind: Annotated[
+        str | None,
+        typer.Option("-t", metavar="erofs[.SUBTYPE]", help="As mount.erofs: nbd or fuse, as --via."),
+    ] = None,
     run_dir: _RunDir = DEFAULT_RUN_DIR,
 ) -> None:
     """Mount an image, or the EROFS image behind a URL, read-only."""
     from nbd_client.mount import mount_url  # noqa: PLC0415  --help stays quick
 
+    if kind is not None:
+        via = subtype(kind, via)
     options = parse_options(",".join(option or []))
     url = source
     if "://" not in source:
@@ -150,6 +167,16 @@ def mount(
     print(f"mounted {source} on {mountpoint} ({way})")
 
 
+def subtype(kind: str, via: Via) -> Via:
+    """The way of mounting that ``-t`` names; ``via`` where it names none. Raises ``InvalidOption``."""
+    ways = {"erofs": via, "erofs.nbd": Via.kernel, "erofs.fuse": Via.fuse}
+    if kind not in ways:
+        raise InvalidOption(f"-t {kind}: there are {', '.join(ways)}")
+    if via is not Via.auto and ways[kind] is not via:
+        raise InvalidOption(f"-t {kind} and --via {via.value} contradict each other")
+    return ways[kind]
+
+
 def register_image(image: str, options: MountOptions, gateway: str) -> str:
     """Have the gateway read an image; the URL of the device. Asked again, it is the device that exists."""
     from nbd_client.gateway import GatewayClient  # noqa: PLC0415  httpx is slow to import
@@ -157,13 +184,23 @@ def register_image(image: str, options: MountOptions, gateway: str) -> str:
     with GatewayClient(gateway, token=gateway_token()) as client:
         metadata = client.upload(Path(options.local_meta)) if options.local_meta else None
         zinfo = client.upload(Path(options.zinfo)) if options.zinfo else None
-        wanted = specification(image, options, metadata, zinfo)
+        credentials = _store_credentials(client, image, options)
+        wanted = specification(image, options, metadata, zinfo, credentials)
         found = client.resolve(wanted["source"])
         wanted = pinned(wanted, found)
         name = device_name(wanted, found)
         client.register(name, wanted)
         with waiting(image) as progress:
             return client.wait_ready(name, found.digest, progress)
+
+
+def _store_credentials(client: GatewayClient, image: str, options: MountOptions) -> str | None:
+    if options.username is None or options.password is None:
+        return None
+    host = registry_of(image)
+    name = credentials_name(host, options.username)
+    client.store_credentials(name, host, options.username, options.password)
+    return name
 
 
 @contextmanager

@@ -68,6 +68,11 @@ class GatewayClient:
             self._checked("PUT", where, content=_pieces(path), headers={"Content-Length": size})
         return digest
 
+    def store_credentials(self, name: str, host: str, username: str, password: str) -> None:
+        """Have the gateway keep a password for one registry, in place of an earlier one of this name."""
+        body = {"hosts": [host], "username": username, "password": password}
+        self._checked("PUT", f"v1/credentials/{name}", json=body)
+
     def resolve(self, source: object) -> ResolvedImage:
         """Ask what the ``source`` of a registration means now."""
         found = self._checked("POST", "v1/images/resolve", json=source).json()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nbd_client.errors import InvalidOption
 
@@ -14,7 +14,8 @@ _IMPLIED = frozenset(
     {"ro", "nosuid", "nodev", "defaults", "_netdev", "nofail", "auto", "noauto", "user", "loop"}
 )
 _ALIASES = {"oci.tarindex": "oci.local_meta"}
-_OCI = frozenset({"blob", "layer", "platform", "insecure", "local_meta", "zinfo"})
+_OCI = frozenset({"blob", "layer", "platform", "insecure", "local_meta", "zinfo", "username", "password"})
+_DEFAULT_REGISTRY = "docker.io"
 _BOOLEANS = {"": True, "1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
@@ -28,6 +29,8 @@ class MountOptions:
     insecure: bool = False
     local_meta: str | None = None
     zinfo: str | None = None
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
     kernel: tuple[str, ...] = ()
 
     @property
@@ -53,11 +56,6 @@ def parse_options(text: str) -> MountOptions:
     for option in filter(None, text.split(",")):
         name, _, value = option.partition("=")
         name = _ALIASES.get(name, name)
-        if name in {"oci.username", "oci.password"}:
-            raise InvalidOption(
-                f"{name}: a password on the command line can be read by everybody on this machine; name the "
-                "registry's credentials in the gateway's configuration or in its docker config.json"
-            )
         if name.startswith("oci."):
             if name[4:] not in _OCI:
                 raise InvalidOption(f"{name} is not an option; there are oci.{', oci.'.join(sorted(_OCI))}")
@@ -70,6 +68,8 @@ def parse_options(text: str) -> MountOptions:
             kernel.append(option)
     if "blob" in found and "layer" in found:
         raise InvalidOption("oci.blob and oci.layer both name a layer; give one of them")
+    if ("username" in found) != ("password" in found):
+        raise InvalidOption("oci.username and oci.password belong together; give both of them")
     return MountOptions(
         blob=_required(found, "blob"),
         layer=_number(_required(found, "layer")),
@@ -77,14 +77,20 @@ def parse_options(text: str) -> MountOptions:
         insecure=_boolean(found.get("insecure", "no")),
         local_meta=_required(found, "local_meta"),
         zinfo=_required(found, "zinfo"),
+        username=_required(found, "username"),
+        password=_required(found, "password"),
         kernel=tuple(kernel),
     )
 
 
 def specification(
-    image: str, options: MountOptions, metadata: str | None, zinfo: str | None
+    image: str,
+    options: MountOptions,
+    metadata: str | None = None,
+    zinfo: str | None = None,
+    credentials: str | None = None,
 ) -> dict[str, object]:
-    """The gateway's registration body. ``metadata`` and ``zinfo`` are digests of uploaded files.
+    """The gateway's registration body. ``metadata`` and ``zinfo`` are digests of uploaded files, ``credentials`` a name.
 
     As mount.erofs does: a layer with a zinfo and no metadata is the tar itself.
     """
@@ -93,6 +99,8 @@ def specification(
         source["platform"] = options.platform
     if options.insecure:
         source["insecure"] = True
+    if credentials is not None:
+        source["credentials"] = credentials
     body: dict[str, object] = {"source": source}
     if options.blob is not None:
         body["layer"] = {"digest": options.blob if ":" in options.blob else f"sha256:{options.blob}"}
@@ -103,6 +111,20 @@ def specification(
     if zinfo is not None:
         body["zinfo"] = zinfo
     return body
+
+
+def registry_of(image: str) -> str:
+    """The registry (``host[:port]``) that a reference names. Raises ``InvalidOption`` for a folder, which has none."""
+    if image.startswith("oci:"):
+        raise InvalidOption("oci.username and oci.password are for a registry; this source is a folder")
+    first, slash, _ = image.partition("/")
+    named = slash and (first == "localhost" or any(mark in first for mark in ".:[") or first != first.lower())
+    return first.lower() if named else _DEFAULT_REGISTRY
+
+
+def credentials_name(host: str, username: str) -> str:
+    """The name under which a user's password for a registry is stored: a new password takes the old one's place."""
+    return "mount-" + hashlib.sha256(f"{host}\0{username}".encode()).hexdigest()[:32]
 
 
 def pinned(body: Mapping[str, object], image: ResolvedImage) -> dict[str, object]:

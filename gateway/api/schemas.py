@@ -112,6 +112,19 @@ class CacheDropped(BaseModel):
     freed_bytes: int
 
 
+class CredentialView(BaseModel):
+    """Stored credentials, without them."""
+
+    name: str
+    hosts: list[str] = Field(description="The registries that they may be sent to")
+
+
+class CredentialList(BaseModel):
+    """All that are stored."""
+
+    credentials: list[CredentialView]
+
+
 class ResolvedLayer(BaseModel):
     """A layer's descriptor."""
 

@@ -11,9 +11,11 @@ from nbd_client.errors import InvalidOption
 from nbd_client.options import (
     MountOptions,
     ResolvedImage,
+    credentials_name,
     device_name,
     parse_options,
     pinned,
+    registry_of,
     specification,
 )
 
@@ -42,6 +44,8 @@ def test_the_options_of_mount_erofs_are_understood():
         "oci.local_meta=a,oci.tarindex=b",
         "oci.insecure=maybe",
         "oci.username=me",
+        "oci.password=me",
+        "oci.username=me,oci.password=",
         "rw",
         "suid",
     ],
@@ -54,10 +58,37 @@ def test_what_makes_no_sense_is_refused_by_name(text):
     ) or "oci" in str(caught.value)
 
 
-def test_a_password_is_refused_and_not_repeated():
+def test_a_password_is_understood_and_never_repeated():
+    parsed = parse_options("oci.username=me,oci.password=hunter2=,oci.layer=0")
+    assert (parsed.username, parsed.password) == ("me", "hunter2=")
+    assert "hunter2" not in repr(parsed)
     with pytest.raises(InvalidOption) as caught:
         parse_options("oci.password=hunter2")
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("image", "host"),
+    [
+        ("python:3.12", "docker.io"),
+        ("team/app", "docker.io"),
+        ("docker.io/library/python", "docker.io"),
+        ("Registry.internal/a:1", "registry.internal"),
+        ("localhost/a", "localhost"),
+        ("127.0.0.1:5000/a/b@sha256:00", "127.0.0.1:5000"),
+        ("[::1]:5000/x", "[::1]:5000"),
+    ],
+)
+def test_the_registry_of_a_reference_is_the_gateways_reading_of_it(image, host):
+    assert registry_of(image) == host
+    with pytest.raises(InvalidOption, match="folder"):
+        registry_of("oci:/srv/x")
+
+
+def test_credentials_are_named_after_host_and_user_alone():
+    assert credentials_name("h:5", "me") == credentials_name("h:5", "me")
+    names = {credentials_name(*pair) for pair in (("h:5", "me"), ("h:5", "you"), ("h", "me"), ("h:5m", "e"))}
+    assert len(names) == 4
 
 
 def test_the_registration_says_only_what_was_asked_for():

@@ -19,6 +19,8 @@ from nbd_client.options import (
     MountOptions,
     credentials_name,
     device_name,
+    metrics_address,
+    parse_address,
     parse_options,
     pinned,
     registry_of,
@@ -28,7 +30,6 @@ from nbd_client.options import (
 if TYPE_CHECKING:
     from nbd_client.gateway import GatewayClient
 
-_MAX_PORT = 65535
 
 app = typer.Typer(
     name="blockgate-nbd",
@@ -53,6 +54,10 @@ def serve(
     connections: Annotated[int | None, typer.Option(help="HTTP connections at a time.")] = None,
     cache: Annotated[str | None, typer.Option(help="Memory for what was read, as 64MiB.")] = None,
     readahead: Annotated[str | None, typer.Option(help="Largest readahead, as 8MiB; 0: none.")] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(metavar="[HOST:]PORT", help="Prometheus metrics; a port alone is on loopback."),
+    ] = None,
 ) -> None:
     """Serve URL over NBD until SIGTERM or SIGINT. The kernel is not needed."""
     from nbd_client.config import load  # noqa: PLC0415  --help stays quick
@@ -61,8 +66,9 @@ def serve(
     listen = Listen(unix.absolute() if unix else None, parse_address(tcp) if tcp else None)
     if listen.unix is None and listen.tcp is None:
         raise InvalidOption("say where to listen: --unix PATH or --tcp HOST:PORT")
-    settings = load(connections=connections, cache=cache, readahead=readahead)
-    serve_forever(url, listen, export_name=export_name, options=settings.source_options())
+    settings = load(connections=connections, cache=cache, readahead=readahead, metrics=metrics)
+    where = metrics_address(settings.metrics) if settings.metrics else None
+    serve_forever(url, listen, export_name=export_name, options=settings.source_options(), metrics=where)
 
 
 class Via(Enum):
@@ -248,18 +254,6 @@ def doctor(run_dir: _RunDir = DEFAULT_RUN_DIR) -> None:
         print(f"{'ok' if finding.good else '--'}  {finding.subject}: {finding.text}{advice}")
     if not can_mount(findings):
         raise typer.Exit(1)
-
-
-def parse_address(text: str) -> tuple[str, int]:
-    """``HOST:PORT`` or ``[IPV6]:PORT``. Raises ``InvalidOption``."""
-    host, colon, port = text.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        raise InvalidOption(f"{text}: put an IPv6 address in brackets, as in [::1]:10809")
-    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > _MAX_PORT:
-        raise InvalidOption(f"{text}: an address looks like 127.0.0.1:10809")
-    return host, int(port)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""``-o`` of ``mount``: mount.erofs' own options for images in registries, and the usual mount flags. PURE."""
+"""``-o`` of ``mount``: mount.erofs' own options for images in registries, and the usual mount flags. Addresses. PURE."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ _IMPLIED = frozenset(
 )
 _ALIASES = {"oci.tarindex": "oci.local_meta"}
 _OCI = frozenset({"blob", "layer", "platform", "insecure", "local_meta", "zinfo", "username", "password"})
+_LOOPBACK = "127.0.0.1"
+_MAX_PORT = 65535
 _DEFAULT_REGISTRY = "docker.io"
 _BOOLEANS = {"": True, "1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
@@ -160,6 +162,23 @@ def device_name(body: Mapping[str, object], image: ResolvedImage) -> str:
     canonical = json.dumps({**way, "platform": image.platform}, sort_keys=True, separators=(",", ":"))
     algorithm, _, encoded = image.digest.partition(":")
     return f"{algorithm}-{encoded[:64]}-{hashlib.sha256(canonical.encode()).hexdigest()[:12]}"
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """``HOST:PORT`` or ``[IPV6]:PORT``. Raises ``InvalidOption``."""
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise InvalidOption(f"{text}: put an IPv6 address in brackets, as in [::1]:10809")
+    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > _MAX_PORT:
+        raise InvalidOption(f"{text}: an address looks like 127.0.0.1:10809")
+    return host, int(port)
+
+
+def metrics_address(text: str) -> tuple[str, int]:
+    """As :func:`parse_address`; a port alone is one of loopback. Raises ``InvalidOption``."""
+    return parse_address(text if ":" in text else f"{_LOOPBACK}:{text}")
 
 
 def _required(found: dict[str, str], name: str) -> str | None:

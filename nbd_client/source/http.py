@@ -98,6 +98,11 @@ class HttpSource:
         return self._pin
 
     @property
+    def connections(self) -> int:
+        """Connections opened so far."""
+        return sum(pool.opened for pool in self._pools.values())
+
+    @property
     def shown(self) -> str:
         """The URL as it may be printed."""
         return self._origin.shown

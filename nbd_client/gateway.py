@@ -81,6 +81,7 @@ class GatewayClient:
             found["digest"],
             found["platform"],
             tuple(layer["digest"] for layer in found["layers"]),
+            frozenset(layer["digest"] for layer in found["layers"] if "erofs" in layer["media_type"]),
         )
 
     def register(self, name: str, specification: Mapping[str, object]) -> None:

@@ -43,12 +43,16 @@ class MountOptions:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedImage:
-    """What a reference meant when the gateway was asked: digests of the manifest and of the layers, base first."""
+    """What a reference meant when the gateway was asked: digests of the manifest and of the layers, base first.
+
+    ``native`` are those of the layers that are EROFS images themselves, as their media types say.
+    """
 
     pinned: str
     digest: str
     platform: str
     layers: tuple[str, ...]
+    native: frozenset[str] = frozenset()
 
 
 def parse_options(text: str) -> MountOptions:
@@ -92,10 +96,7 @@ def specification(
     zinfo: str | None = None,
     credentials: str | None = None,
 ) -> dict[str, object]:
-    """The gateway's registration body. ``metadata`` and ``zinfo`` are digests of uploaded files, ``credentials`` a name.
-
-    As mount.erofs does: a layer with a zinfo and no metadata is the tar itself.
-    """
+    """The gateway's registration body. ``metadata`` and ``zinfo`` are digests of uploaded files, ``credentials`` a name."""
     source: dict[str, object] = {"image": image}
     if options.platform is not None:
         source["platform"] = options.platform
@@ -132,7 +133,8 @@ def credentials_name(host: str, username: str) -> str:
 def pinned(body: Mapping[str, object], image: ResolvedImage) -> dict[str, object]:
     """``body`` for the image that its reference meant, with a layer's number replaced by its digest.
 
-    A tag that moves then leads to another device, and two ways of saying the same lead to one.
+    A tag that moves then leads to another device, and two ways of saying the same lead to one. As mount.erofs does: a
+    layer that is an EROFS image is mounted as it is, unless there is metadata for it or a zinfo.
     Raises ``InvalidOption`` for a layer that the image does not have.
     """
     source, layer = body["source"], body.get("layer")
@@ -149,6 +151,13 @@ def pinned(body: Mapping[str, object], image: ResolvedImage) -> dict[str, object
         elif digest not in image.layers:
             raise InvalidOption(f"oci.blob={digest}: no layer of the image; it has {', '.join(image.layers)}")
         made["layer"] = {"digest": digest}
+    elif len(image.layers) == 1 and image.native:
+        digest = image.layers[0]
+        made["layer"] = {"digest": digest}
+    else:
+        return made
+    if digest in image.native and not made.keys() & {"metadata", "zinfo"}:
+        made["layout"] = "raw"
     return made
 
 

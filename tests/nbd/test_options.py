@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nbd_client.cli import Via, subtype
 from nbd_client.errors import InvalidOption
 from nbd_client.options import (
     MountOptions,
@@ -129,6 +130,40 @@ def test_a_layer_is_the_same_by_number_and_by_digest():
     assert named(text="oci.layer=1") == named(text=f"oci.blob={TOP}") == named(text=f"oci.blob={TOP[7:]}")
     wanted = pinned(specification("h:5/a:tag", parse_options("oci.layer=1,oci.insecure"), None, None), IMAGE)
     assert wanted == {"source": {"image": f"h:5/a@{D}", "insecure": True}, "layer": {"digest": TOP}}
+
+
+def test_a_layer_that_is_erofs_itself_is_mounted_as_it_is():
+    image = replace(IMAGE, native=frozenset({TOP}))
+
+    def wanted(text: str, image: ResolvedImage = image, metadata: str | None = None):
+        body = pinned(specification("a", parse_options(text), metadata), image)
+        return body.get("layout"), body.get("layer")
+
+    assert wanted("oci.layer=1") == ("raw", {"digest": TOP})
+    assert wanted("oci.layer=1", metadata=D) == wanted("oci.layer=1", IMAGE) == (None, {"digest": TOP})
+    assert wanted("oci.layer=0") == (None, {"digest": BASE})
+    assert wanted("") == (None, None)
+    assert wanted("", replace(image, layers=(TOP,))) == ("raw", {"digest": TOP})
+
+
+@pytest.mark.parametrize(
+    ("kind", "via", "way"),
+    [
+        ("erofs", Via.auto, Via.auto),
+        ("erofs", Via.fuse, Via.fuse),
+        ("erofs.nbd", Via.auto, Via.kernel),
+        ("erofs.fuse", Via.fuse, Via.fuse),
+        ("erofs.local", Via.auto, None),
+        ("ext4", Via.auto, None),
+        ("erofs.nbd", Via.fuse, None),
+    ],
+)
+def test_the_types_of_mount_erofs_say_how_to_mount(kind, via, way):
+    if way is None:
+        with pytest.raises(InvalidOption, match=f"-t {kind}"):
+            subtype(kind, via)
+    else:
+        assert subtype(kind, via) is way
 
 
 @pytest.mark.parametrize("text", ["oci.layer=2", f"oci.blob={D}"])

@@ -9,9 +9,10 @@ from nbd_client.cli import register_image
 from nbd_client.errors import GatewayError, InvalidOption
 from nbd_client.options import parse_options
 from tests.support import gzips
+from tests.support.erofsimage import device_of
 from tests.support.inprocess import make_layout, quiet_logs, served
 from tests.support.layers import tar_of
-from tests.support.ocilayout import gzip_layer
+from tests.support.ocilayout import Layer, digest_of, gzip_layer
 
 
 @pytest.fixture
@@ -62,3 +63,10 @@ def test_what_cannot_be_read_says_why_each_time(url, layout):
         register(url, layout, "missing")
     with pytest.raises(InvalidOption, match="2 layers"):
         register(url, layout, "image", "oci.layer=2")
+
+
+def test_an_image_whose_layer_is_erofs_is_served_as_it_is(url, layout):
+    blob = device_of([tar_of({"etc/motd": b"hello\n"})])
+    layout.add_image([Layer(blob, digest_of(blob), "application/vnd.erofs.layer.v1")], tag="native")
+    device = register(url, layout, "native")
+    assert httpx.get(device, trust_env=False).content[: len(blob)] == blob

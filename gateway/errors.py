@@ -27,6 +27,7 @@ A leaf says what happened (its ``code`` is stable and documented), whether tryin
     ├── MissingError
     │   ├── DeviceNotFound
     │   ├── ArtifactNotFound
+    │   ├── CredentialsNotFound
     │   └── RouteNotFound              no such URL
     ├── StateError
     │   ├── DeviceExists               the name is taken by another specification
@@ -155,6 +156,10 @@ class DeviceNotFound(MissingError):
 
 class ArtifactNotFound(MissingError):
     code = "artifact_not_found"
+
+
+class CredentialsNotFound(MissingError):
+    code = "credentials_not_found"
 
 
 class RouteNotFound(MissingError):

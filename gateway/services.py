@@ -30,6 +30,7 @@ from gateway.registry.observe import CountingObserver
 from gateway.registry.reference import parse_reference
 from gateway.registry.retry import RetryPolicy
 from gateway.registry.sources import ImageSources
+from gateway.registry.stored import StoredCredentials
 from gateway.registry.transport import Transport
 from gateway.spans.disk import DiskTier
 from gateway.spans.locks import NoLocks, SpanLocks
@@ -71,6 +72,12 @@ def sweep(settings: Settings, pid: int | None = None) -> None:
     LayerFolders(root / "layers").sweep(pid)
     Artifacts(root / "artifacts", max_bytes=0).sweep(pid)
     DiskTier(root / "cache", settings.disk_cache).sweep(pid)
+    if pid is None:
+        _stored_credentials(settings).sweep()
+
+
+def _stored_credentials(settings: Settings) -> StoredCredentials:
+    return StoredCredentials(settings.data_dir / "credentials.json")
 
 
 @dataclass
@@ -84,6 +91,7 @@ class Services:
     shelf: Shelf
     registrar: Registrar
     sources: ImageSources
+    credentials: StoredCredentials
     upstream: CountingObserver
     _executors: tuple[ThreadPoolExecutor, ...]
     _locks: SpanLocks | NoLocks
@@ -108,7 +116,8 @@ class Services:
             flying_limit_bytes=settings.max_fetching,
         )
         upstream = CountingObserver()
-        sources = _sources(settings, upstream)
+        credentials = _stored_credentials(settings)
+        sources = _sources(settings, upstream, credentials)
         registrar = Registrar(
             catalog,
             Ingest(folders, executor, span_size=settings.span_size),
@@ -126,6 +135,7 @@ class Services:
             shelf,
             registrar,
             sources,
+            credentials,
             upstream,
             (decoders, executor),
             locks,
@@ -152,14 +162,14 @@ class Services:
             executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _sources(settings: Settings, observer: CountingObserver) -> ImageSources:
+def _sources(settings: Settings, observer: CountingObserver, stored: StoredCredentials) -> ImageSources:
     files = settings.auth_files if settings.auth_files is not None else default_auth_files(environment())
     named = {
         name: Credentials(entry.username, entry.password, entry.identity_token, hosts=entry.hosts)
         for name, entry in settings.credentials.items()
     }
     registries = Registries(
-        store=CredentialStore(files, named),
+        store=CredentialStore(files, named, stored=stored),
         transport=Transport(allowed=AllowList(settings.allow_addresses)),
         insecure_hosts=settings.insecure_registries,
         mirrors=settings.mirrors,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,8 +17,10 @@ from nbd_client.allocator import give_back
 from nbd_client.errors import DeviceBusy, DeviceUnknown, InvalidUrl, KernelError, NodeError, SourceChanged
 from nbd_client.kernel.attach import BLOCK_BYTES, Attachment
 from nbd_client.kernel.sysfs import Sysfs, device_path, index_of
+from nbd_client.metrics import Served, State, numbers_of
 from nbd_client.recovery import Record, Records, new_record
-from nbd_client.server import NbdServer
+from nbd_client.report import Attached
+from nbd_client.server import Counters, NbdServer
 from nbd_client.source.padding import PaddedSource
 from nbd_client.source.response import Pin
 from nbd_client.source.stack import Source, open_source
@@ -43,6 +45,13 @@ class _Held:
     reads_seen: int = -1
     resting: bool = False
 
+    @property
+    def state(self) -> State:
+        """Whether reads are answered, will be, or wait in vain until somebody does something."""
+        if self.server is not None:
+            return "connected"
+        return "failed" if self.reopening is None or self.reopening.done() else "reconnecting"
+
 
 class Agent:
     """Holds devices. Its methods are what the command line asks for; they raise ``NodeError``."""
@@ -62,7 +71,7 @@ class Agent:
         self._mounts = mounts
         self._open = open_url
         self._held: dict[int, _Held] = {}
-        self._exports: dict[Path, tuple[Source, NbdServer]] = {}
+        self._exports: dict[Path, tuple[str, Source, NbdServer]] = {}
 
     async def attach(self, url: str, device: str | None = None) -> str:
         """Attach ``url``; return the device's path."""
@@ -113,6 +122,44 @@ class Agent:
         """What is held, for people and programs."""
         return [self._describe(index, held) for index, held in sorted(self._held.items())]
 
+    def served(self) -> Sequence[Served]:
+        """Devices and exports as metrics want them."""
+        devices = [
+            Served(
+                device_path(index),
+                held.state,
+                held.server.counters if held.server is not None else Counters(),
+                numbers_of(held.source),
+            )
+            for index, held in sorted(self._held.items())
+        ]
+        exports = [
+            Served(str(path), "connected", server.counters, numbers_of(source))
+            for path, (_, source, server) in self._exports.items()
+        ]
+        return devices + exports
+
+    def attached(self) -> Sequence[Attached]:
+        """Devices and exports as gateways want to hear of them. Raises ``OSError``."""
+        devices = [
+            (held.record.url, device_path(index), self._mounted_on(index), held.state, held.server)
+            for index, held in sorted(self._held.items())
+        ]
+        exports = [
+            (url, str(path), None, "connected", server) for path, (url, _, server) in self._exports.items()
+        ]
+        return [
+            Attached(
+                url,
+                node_device,
+                mountpoint,
+                state,
+                server.counters.read_bytes if server is not None else 0,
+                server.counters.errors if server is not None else 0,
+            )
+            for url, node_device, mountpoint, state, server in [*devices, *exports]
+        ]
+
     def show(self, device: str) -> dict[str, object]:
         """What is known of one device."""
         index = index_of(device)
@@ -127,7 +174,7 @@ class Agent:
         except BaseException:
             await source.aclose()
             raise
-        self._exports[path] = (source, server)
+        self._exports[path] = (url, source, server)
         return source.size
 
     async def unexport(self, path: Path) -> None:
@@ -135,7 +182,7 @@ class Agent:
         found = self._exports.pop(path, None)
         if found is None:
             raise DeviceUnknown(f"{path} is not exported by this agent")
-        source, server = found
+        _, source, server = found
         await server.aclose()
         await source.aclose()
 

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +26,10 @@ from nbd_client.kernel.attach import Attachment, KernelAttachment
 from nbd_client.kernel.ioctl import IoctlAttachment
 from nbd_client.kernel.netlink import NbdNetlink
 from nbd_client.kernel.sysfs import Sysfs
+from nbd_client.metrics import serve_metrics
+from nbd_client.options import metrics_address
 from nbd_client.recovery import Records
+from nbd_client.report import REPORT_SECONDS, Reporter, node_name
 from nbd_client.server import clear_stale_socket
 from nbd_client.serving import run_loop
 from nbd_client.source.stack import SourceOptions, open_source
@@ -41,7 +45,11 @@ def main() -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="blockgate-nbd agent", description="Hold NBD devices.")
     parser.add_argument("--run-dir", type=Path, default=DEFAULT_RUN_DIR)
-    run_dir: Path = parser.parse_args().run_dir.absolute()
+    parser.add_argument(
+        "--metrics", metavar="[HOST:]PORT", help="Prometheus metrics; a port alone is on loopback"
+    )
+    arguments = parser.parse_args()
+    run_dir: Path = arguments.run_dir.absolute()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = os.open(run_dir / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -55,7 +63,7 @@ def main() -> int:
     os.chdir("/")  # no file system is kept from being unmounted
     harden()
     try:
-        run_loop(_run(run_dir))
+        run_loop(_run(run_dir, _options(arguments.metrics)))
     except NodeError as error:
         log.error("%s", error)
         return 1
@@ -75,13 +83,13 @@ def harden() -> None:
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
 
 
-async def _run(run_dir: Path) -> None:
+async def _run(run_dir: Path, options: _Options) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     sysfs = Sysfs()
-    open_url = partial(open_source, options=_source_options())
+    open_url = partial(open_source, options=options.source)
     agent = Agent(Records(run_dir), _LazyKernel(sysfs).get, sysfs, open_url=open_url)
     await agent.recover()
 
@@ -112,22 +120,46 @@ async def _run(run_dir: Path) -> None:
         },
     )
     resting = loop.create_task(agent.rest_idle())
+    reporter = Reporter(options.node_name or node_name(), agent.attached, token=options.source.token)
+    reporting = loop.create_task(reporter.run(options.report_seconds)) if options.report_seconds else None
+    shown: asyncio.Server | None = None
     try:
+        if options.metrics is not None:
+            shown = await serve_metrics(*options.metrics, agent.served)
         await stop.wait()
     finally:
+        if shown is not None:
+            shown.close()
         control.close()
         socket_path(run_dir).unlink(missing_ok=True)
         resting.cancel()
+        if reporting is not None:
+            reporting.cancel()
         await agent.park()
         log.info("parked; devices wait for the next agent")
 
 
-def _source_options() -> SourceOptions:
+@dataclass(frozen=True, slots=True)
+class _Options:
+    source: SourceOptions
+    metrics: tuple[str, int] | None
+    report_seconds: float = REPORT_SECONDS
+    node_name: str | None = None
+
+
+def _options(metrics: str | None) -> _Options:
+    """Raises ``InvalidOption``."""
     if not configured():
-        return SourceOptions(token=gateway_token())
+        return _Options(SourceOptions(token=gateway_token()), metrics_address(metrics) if metrics else None)
     from nbd_client.config import load  # noqa: PLC0415  pydantic is slow to import
 
-    return load().source_options()
+    settings = load(metrics=metrics)
+    return _Options(
+        settings.source_options(),
+        metrics_address(settings.metrics) if settings.metrics else None,
+        settings.report_seconds,
+        settings.node_name,
+    )
 
 
 class _LazyKernel:

@@ -8,16 +8,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nbd_client.control import DEFAULT_RUN_DIR, ask, ensure_agent, running
 from nbd_client.environment import gateway_token
 from nbd_client.errors import InvalidOption, NodeError, UsageError
-from nbd_client.options import MountOptions, parse_options, specification
+from nbd_client.options import (
+    MountOptions,
+    credentials_name,
+    device_name,
+    metrics_address,
+    parse_address,
+    parse_options,
+    pinned,
+    registry_of,
+    specification,
+)
 
-_MAX_PORT = 65535
+if TYPE_CHECKING:
+    from nbd_client.gateway import GatewayClient
+
 
 app = typer.Typer(
     name="blockgate-nbd",
@@ -42,6 +54,10 @@ def serve(
     connections: Annotated[int | None, typer.Option(help="HTTP connections at a time.")] = None,
     cache: Annotated[str | None, typer.Option(help="Memory for what was read, as 64MiB.")] = None,
     readahead: Annotated[str | None, typer.Option(help="Largest readahead, as 8MiB; 0: none.")] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(metavar="[HOST:]PORT", help="Prometheus metrics; a port alone is on loopback."),
+    ] = None,
 ) -> None:
     """Serve URL over NBD until SIGTERM or SIGINT. The kernel is not needed."""
     from nbd_client.config import load  # noqa: PLC0415  --help stays quick
@@ -50,8 +66,9 @@ def serve(
     listen = Listen(unix.absolute() if unix else None, parse_address(tcp) if tcp else None)
     if listen.unix is None and listen.tcp is None:
         raise InvalidOption("say where to listen: --unix PATH or --tcp HOST:PORT")
-    settings = load(connections=connections, cache=cache, readahead=readahead)
-    serve_forever(url, listen, export_name=export_name, options=settings.source_options())
+    settings = load(connections=connections, cache=cache, readahead=readahead, metrics=metrics)
+    where = metrics_address(settings.metrics) if settings.metrics else None
+    serve_forever(url, listen, export_name=export_name, options=settings.source_options(), metrics=where)
 
 
 class Via(Enum):
@@ -135,11 +152,17 @@ def mount(
     gateway: Annotated[
         str, typer.Option(envvar="BLOCKGATE_URL", help="The gateway that reads images.")
     ] = "http://127.0.0.1:8080",
+    kind: Annotated[
+        str | None,
+        typer.Option("-t", metavar="erofs[.SUBTYPE]", help="As mount.erofs: nbd or fuse, as --via."),
+    ] = None,
     run_dir: _RunDir = DEFAULT_RUN_DIR,
 ) -> None:
     """Mount an image, or the EROFS image behind a URL, read-only."""
     from nbd_client.mount import mount_url  # noqa: PLC0415  --help stays quick
 
+    if kind is not None:
+        via = subtype(kind, via)
     options = parse_options(",".join(option or []))
     url = source
     if "://" not in source:
@@ -150,18 +173,40 @@ def mount(
     print(f"mounted {source} on {mountpoint} ({way})")
 
 
+def subtype(kind: str, via: Via) -> Via:
+    """The way of mounting that ``-t`` names; ``via`` where it names none. Raises ``InvalidOption``."""
+    ways = {"erofs": via, "erofs.nbd": Via.kernel, "erofs.fuse": Via.fuse}
+    if kind not in ways:
+        raise InvalidOption(f"-t {kind}: there are {', '.join(ways)}")
+    if via is not Via.auto and ways[kind] is not via:
+        raise InvalidOption(f"-t {kind} and --via {via.value} contradict each other")
+    return ways[kind]
+
+
 def register_image(image: str, options: MountOptions, gateway: str) -> str:
-    """Have the gateway read an image; the URL of the device. Asked again, it is the same device."""
-    from nbd_client.gateway import GatewayClient, device_name  # noqa: PLC0415  httpx is slow to import
+    """Have the gateway read an image; the URL of the device. Asked again, it is the device that exists."""
+    from nbd_client.gateway import GatewayClient  # noqa: PLC0415  httpx is slow to import
 
     with GatewayClient(gateway, token=gateway_token()) as client:
         metadata = client.upload(Path(options.local_meta)) if options.local_meta else None
         zinfo = client.upload(Path(options.zinfo)) if options.zinfo else None
-        wanted = specification(image, options, metadata, zinfo)
-        name = device_name(wanted)
+        credentials = _store_credentials(client, image, options)
+        wanted = specification(image, options, metadata, zinfo, credentials)
+        found = client.resolve(wanted["source"])
+        wanted = pinned(wanted, found)
+        name = device_name(wanted, found)
         client.register(name, wanted)
         with waiting(image) as progress:
-            return client.wait_ready(name, progress)
+            return client.wait_ready(name, found.digest, progress)
+
+
+def _store_credentials(client: GatewayClient, image: str, options: MountOptions) -> str | None:
+    if options.username is None or options.password is None:
+        return None
+    host = registry_of(image)
+    name = credentials_name(host, options.username)
+    client.store_credentials(name, host, options.username, options.password)
+    return name
 
 
 @contextmanager
@@ -209,18 +254,6 @@ def doctor(run_dir: _RunDir = DEFAULT_RUN_DIR) -> None:
         print(f"{'ok' if finding.good else '--'}  {finding.subject}: {finding.text}{advice}")
     if not can_mount(findings):
         raise typer.Exit(1)
-
-
-def parse_address(text: str) -> tuple[str, int]:
-    """``HOST:PORT`` or ``[IPV6]:PORT``. Raises ``InvalidOption``."""
-    host, colon, port = text.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        raise InvalidOption(f"{text}: put an IPv6 address in brackets, as in [::1]:10809")
-    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > _MAX_PORT:
-        raise InvalidOption(f"{text}: an address looks like 127.0.0.1:10809")
-    return host, int(port)
 
 
 def main() -> None:

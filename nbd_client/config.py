@@ -19,6 +19,7 @@ from pydantic_settings import (
 
 from nbd_client.environment import PREFIX, config_file, gateway_token
 from nbd_client.errors import InvalidOption
+from nbd_client.report import NODE_NAME, REPORT_SECONDS
 from nbd_client.source.http import HttpLimits
 from nbd_client.source.readahead import ReadaheadPolicy
 from nbd_client.source.retry import RetryPolicy
@@ -44,6 +45,19 @@ class NodeSettings(BaseSettings):
     )
     read_timeout_seconds: _Seconds = Field(
         60.0, description="For one read with all its retries; shorter than the kernel's 90 s"
+    )
+
+    metrics: str | None = Field(
+        None, description="Where to show Prometheus metrics: a port on loopback, or HOST:PORT"
+    )
+    report_seconds: float = Field(
+        REPORT_SECONDS,
+        ge=0,
+        le=600,
+        description="How often gateways are told what is attached here; 0: never",
+    )
+    node_name: Annotated[str, Field(pattern=NODE_NAME)] | None = Field(
+        None, description="This node's name in its reports; default is the host's name"
     )
 
     @classmethod

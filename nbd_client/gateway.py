@@ -6,7 +6,6 @@ httpx here, for there are few of these calls; the bytes of a device come through
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Self
 import httpx
 
 from nbd_client.errors import GatewayError, InvalidOption
+from nbd_client.options import ResolvedImage
 
 _POLL_SECONDS = 0.3
 _PIECE_BYTES = 1 << 20
@@ -67,15 +67,50 @@ class GatewayClient:
             self._checked("PUT", where, content=_pieces(path), headers={"Content-Length": size})
         return digest
 
-    def register(self, name: str, specification: Mapping[str, object]) -> None:
-        """Register a device, or find it there with the same specification."""
-        self._checked("PUT", f"v1/devices/{name}", json=specification)
+    def store_credentials(self, name: str, host: str, username: str, password: str) -> None:
+        """Have the gateway keep a password for one registry, in place of an earlier one of this name."""
+        body = {"hosts": [host], "username": username, "password": password}
+        self._checked("PUT", f"v1/credentials/{name}", json=body)
 
-    def wait_ready(self, name: str, progress: Progress) -> str:
-        """Wait until the device can be read; return the URL of its data."""
+    def resolve(self, source: object) -> ResolvedImage:
+        """Ask what the ``source`` of a registration means now."""
+        found = self._checked("POST", "v1/images/resolve", json=source).json()
+        return ResolvedImage(
+            found["pinned"],
+            found["digest"],
+            found["platform"],
+            tuple(layer["digest"] for layer in found["layers"]),
+            frozenset(layer["digest"] for layer in found["layers"] if "erofs" in layer["media_type"]),
+        )
+
+    def register(self, name: str, specification: Mapping[str, object]) -> None:
+        """Have the device made, or find it there; one whose registration failed is made anew.
+
+        A device under this name shows the same bytes whatever else its specification says, so another one is no
+        conflict: see :meth:`wait_ready`.
+        """
+        where = f"v1/devices/{name}"
+        known = self._send("GET", where)
+        if known.is_success:
+            if known.json()["state"] != "failed":
+                return
+            self._checked("DELETE", where)
+        answer = self._send("PUT", where, json=specification)
+        if answer.status_code != httpx.codes.CONFLICT:
+            self._check("PUT", where, answer)
+
+    def wait_ready(self, name: str, digest: str, progress: Progress) -> str:
+        """Wait until the device can be read; return the URL of its data.
+
+        Raises ``GatewayError`` when it is not of the image ``digest``: somebody else made another under this name.
+        """
         while True:
             device = self._checked("GET", f"v1/devices/{name}").json()
             if device["state"] in _READABLE:
+                if device["image"]["digest"] != digest:
+                    raise GatewayError(
+                        f"device {name} shows {device['image']['digest']} instead of {digest}; remove it"
+                    )
                 # Not its data_url: behind a proxy that ends TLS that is the gateway as the proxy reaches it.
                 return f"{self._base_url}v1/devices/{name}/data"
             if device["state"] != "indexing":
@@ -85,7 +120,9 @@ class GatewayClient:
             time.sleep(_POLL_SECONDS)
 
     def _checked(self, method: str, path: str, **arguments: Any) -> httpx.Response:
-        response = self._send(method, path, **arguments)
+        return self._check(method, path, self._send(method, path, **arguments))
+
+    def _check(self, method: str, path: str, response: httpx.Response) -> httpx.Response:
         if response.is_success:
             return response
         try:
@@ -102,12 +139,6 @@ class GatewayClient:
             raise GatewayError(
                 f"no answer from the gateway at {self._base_url} ({error}); is BLOCKGATE_URL or --gateway right?"
             ) from error
-
-
-def device_name(specification: Mapping[str, object]) -> str:
-    """A name for what is asked for: the same image with the same options always has the same one."""
-    canonical = json.dumps(specification, sort_keys=True, separators=(",", ":")).encode()
-    return "image-" + hashlib.sha256(canonical).hexdigest()[:32]
 
 
 def _reason(error: object) -> str:

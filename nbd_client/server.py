@@ -12,10 +12,12 @@ import errno
 import logging
 import socket
 import stat
+from bisect import bisect_left
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Protocol, cast
 
 from nbd_client.errors import InvalidOption, NodeError, OutOfRange, ServerStopped
@@ -41,6 +43,26 @@ MAX_IN_FLIGHT_BYTES = 32 << 20  # per connection; a single request may be as lon
 MAX_IN_FLIGHT_REQUESTS = 256
 _QUEUE_HIGH = 256
 _WRITE_HIGH_BYTES = 4 << 20
+
+# Upper bounds of durations in seconds: a gateway's memory, its disk, a registry, trouble.
+WAIT_BOUNDS = (
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+)
 
 _ERRNOS: tuple[tuple[type[NodeError], Errno], ...] = (
     (OutOfRange, Errno.EINVAL),
@@ -70,6 +92,14 @@ class Counters:
     read_bytes: int = 0
     errors: int = 0
     connections: int = 0
+    hits: int = 0  # reads whose bytes were at hand
+    waits: list[int] = field(default_factory=lambda: [0] * (len(WAIT_BOUNDS) + 1))  # the others, by duration
+    wait_seconds: float = 0.0
+
+    def waited(self, seconds: float) -> None:
+        """A read had to wait, whatever came of it."""
+        self.waits[bisect_left(WAIT_BOUNDS, seconds)] += 1
+        self.wait_seconds += seconds
 
 
 class Session(asyncio.Protocol):
@@ -227,13 +257,16 @@ class Session(asyncio.Protocol):
             self._fail(request, error)
             return
         if data is not None:
+            self._counters.hits += 1
             self._deliver(request, data)
             return
         self._in_flight_bytes += request.length
         self._in_flight_requests += 1
-        self._reader.start(request.offset, request.length).add_done_callback(partial(self._arrived, request))
+        arrived = partial(self._arrived, request, monotonic())
+        self._reader.start(request.offset, request.length).add_done_callback(arrived)
 
-    def _arrived(self, request: Read, read: asyncio.Future[Bytes]) -> None:
+    def _arrived(self, request: Read, began: float, read: asyncio.Future[Bytes]) -> None:
+        self._counters.waited(monotonic() - began)
         self._in_flight_bytes -= request.length
         self._in_flight_requests -= 1
         error = asyncio.CancelledError() if read.cancelled() else read.exception()

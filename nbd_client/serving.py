@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nbd_client.allocator import keep_large_buffers
+from nbd_client.metrics import Served, numbers_of, serve_metrics
 from nbd_client.server import NbdServer
 from nbd_client.source.stack import SourceOptions, open_source
 
@@ -43,22 +44,34 @@ def run_loop(main: Coroutine[Any, Any, None]) -> None:
 
 
 def serve_forever(
-    url: str, listen: Listen, *, export_name: str = "", options: SourceOptions | None = None
+    url: str,
+    listen: Listen,
+    *,
+    export_name: str = "",
+    options: SourceOptions | None = None,
+    metrics: tuple[str, int] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then finish what is in flight.
 
     Says on standard error when clients can connect. Raises ``NodeError`` when it cannot come to that.
     """
-    run_loop(_serve(url, listen, export_name, options))
+    run_loop(_serve(url, listen, export_name, options, metrics))
 
 
-async def _serve(url: str, listen: Listen, export_name: str, options: SourceOptions | None) -> None:
+async def _serve(
+    url: str,
+    listen: Listen,
+    export_name: str,
+    options: SourceOptions | None,
+    metrics: tuple[str, int] | None,
+) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     source = await open_source(url, options)
     server = NbdServer(source, name=export_name)
+    shown: asyncio.Server | None = None
     try:
         where: list[str] = []
         if listen.unix is not None:
@@ -67,9 +80,15 @@ async def _serve(url: str, listen: Listen, export_name: str, options: SourceOpti
         if listen.tcp is not None:
             host, port = listen.tcp
             where.append(f"{host} port {await server.listen_tcp(host, port)}")
+        if metrics is not None:
+            shown = await serve_metrics(
+                *metrics, lambda: [Served("", "connected", server.counters, numbers_of(source))]
+            )
         sys.stderr.write(f"serving {source.size} bytes on {' and '.join(where)}\n")
         sys.stderr.flush()
         await stop.wait()
     finally:
+        if shown is not None:
+            shown.close()
         await server.aclose()
         await source.aclose()

@@ -15,7 +15,7 @@ from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
 from gateway import __version__, errors
-from gateway.api import artifacts, dashboard, devices, nodes, operations, problems, stats
+from gateway.api import artifacts, credentials, dashboard, devices, images, nodes, operations, problems, stats
 from gateway.api.data import DataEndpoint
 from gateway.api.edge import Edge, Net
 from gateway.api.openapi import DATA_PATH, data_operations
@@ -30,7 +30,15 @@ _DESCRIPTION = """Container images as devices: verified byte ranges of unmodifie
 Register a device with `PUT /v1/devices/{name}`, wait until its state is `ready`, then read
 `/v1/devices/{name}/data` with Range requests. Every error is an RFC 9457 problem document with a stable `code`."""
 
-_ROUTERS = (devices.router, artifacts.router, operations.router, stats.router, nodes.router)
+_ROUTERS = (
+    devices.router,
+    images.router,
+    artifacts.router,
+    credentials.router,
+    operations.router,
+    stats.router,
+    nodes.router,
+)
 
 
 class _Application(FastAPI):

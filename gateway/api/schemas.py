@@ -112,6 +112,37 @@ class CacheDropped(BaseModel):
     freed_bytes: int
 
 
+class CredentialView(BaseModel):
+    """Stored credentials, without them."""
+
+    name: str
+    hosts: list[str] = Field(description="The registries that they may be sent to")
+
+
+class CredentialList(BaseModel):
+    """All that are stored."""
+
+    credentials: list[CredentialView]
+
+
+class ResolvedLayer(BaseModel):
+    """A layer's descriptor."""
+
+    digest: str
+    size: int = Field(description="Bytes of the blob")
+    media_type: str
+
+
+class ResolvedImage(BaseModel):
+    """What an image reference means now."""
+
+    reference: str = Field(description="What was asked for, in full")
+    pinned: str = Field(description="The same image by its digest, without the tag")
+    digest: str = Field(description="Of the manifest for the platform")
+    platform: str
+    layers: list[ResolvedLayer] = Field(description="The base first")
+
+
 class ArtifactView(BaseModel):
     """A stored artifact."""
 

@@ -32,7 +32,8 @@ def add(
     verify: Annotated[str, typer.Option(help="before or background")] = "before",
     insecure: Annotated[bool, typer.Option("--insecure", help="Speak plain HTTP to the registry")] = False,
     credentials: Annotated[
-        str | None, typer.Option(help="Name of credentials in the gateway's configuration")
+        str | None,
+        typer.Option(help="Name of credentials that the gateway was configured with, or has stored"),
     ] = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait until it is ready")] = False,
     gateway: Gateway = None,

@@ -58,8 +58,12 @@ class ImageAccess:
 
     async def choose(self, spec: DeviceSpec) -> Chosen:
         """Resolve the image and pick the layers. Raises ``InvalidRequest`` when there is no such layer."""
-        image = await self._source.resolve(self.reference, self._platform)
+        image = await self.resolve()
         return Chosen(image, _pick(image, spec))
+
+    async def resolve(self) -> Image:
+        """The image that the reference means now. Raises what the source raises."""
+        return await self._source.resolve(self.reference, self._platform)
 
     def blob(self, descriptor: Descriptor) -> Blob:
         """A reader of one blob, opened when it is first read: cached bytes of a blob that is gone can still be served."""

@@ -35,8 +35,8 @@ class SourceSpec(_Strict):
     insecure: bool = Field(default=False, description="Speak plain HTTP to the registry")
     credentials: Annotated[str, StringConstraints(max_length=128)] | None = Field(
         default=None,
-        description="Name of an entry of the gateway's configuration; null looks the host up in the gateway's "
-        "docker and podman files",
+        description="Name of an entry of the gateway's configuration, or of credentials that were stored; null looks the "
+        "host up in the gateway's docker and podman files",
     )
 
 

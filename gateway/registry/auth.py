@@ -56,10 +56,16 @@ class Authenticator:
         self._origin, self._registry, self._name = origin, registry, name
         self._transport, self._store, self._clock = transport, store, clock
         self._grants: dict[str, _Grant] = {}
+        self._revision: object = None
         self._locks: dict[str, asyncio.Lock] = {}
 
     async def header(self, repository: str) -> str | None:
         """The Authorization value to send, renewed if it has expired; None before any challenge."""
+        revision = self._store.revision(self._name)
+        if revision != self._revision:
+            # The named credentials were changed or removed: what they opened is closed.
+            self._grants.clear()
+            self._revision = revision
         grant = self._grants.get(repository)
         if grant is None:
             return None
@@ -87,6 +93,7 @@ class Authenticator:
                 and current.expires_at > self._clock()
             ):
                 return current.header  # another request has renewed it in the meantime
+            revision = self._store.revision(self._name)
             credentials = await self._store.look_up(self._registry, repository, self._name)
             if bearer := find_challenge(challenges, "bearer"):
                 header, lifetime = await self._fetch_token(bearer, repository, credentials)
@@ -99,7 +106,9 @@ class Authenticator:
                     f"{self._registry}/{repository}: access denied, and the registry offers {asked}; "
                     "Basic and Bearer are understood"
                 )
-            self._grants[repository] = grant
+            # What was opened with credentials that were changed meanwhile serves this request and no other.
+            if revision == self._store.revision(self._name):
+                self._grants[repository] = grant
             return grant.header or ""
 
     def _basic(self, credentials: Credentials | None, repository: str, rejected: str | None) -> str:

@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import SecretStr
 
@@ -54,6 +54,18 @@ class Credentials:
         return f"Basic {base64.b64encode(pair).decode()}"
 
 
+class NamedStore(Protocol):
+    """Entries by name that may change while the gateway runs: see ``gateway.registry.stored``."""
+
+    def entries(self) -> Mapping[str, Credentials]:
+        """All of them; blocking."""
+        ...
+
+    def revision(self) -> object:
+        """Another value after each change; quick."""
+        ...
+
+
 def default_auth_files(environ: Mapping[str, str]) -> tuple[Path, ...]:
     """Where docker and podman keep credentials, in the order of search. Pure; the files need not exist."""
     files: list[Path] = []
@@ -76,7 +88,8 @@ def default_auth_files(environ: Mapping[str, str]) -> tuple[Path, ...]:
 class CredentialStore:
     """Looks credentials up. Files are read at each look-up, so that a new login needs no restart.
 
-    ``named`` are the entries of the gateway's own configuration, for devices that ask for one by name.
+    ``named`` are the entries of the gateway's own configuration, for devices that ask for one by name;
+    ``stored`` are asked for names that are not among them.
     """
 
     def __init__(
@@ -84,10 +97,12 @@ class CredentialStore:
         files: Sequence[Path] = (),
         named: Mapping[str, Credentials] | None = None,
         *,
+        stored: NamedStore | None = None,
         helper_seconds: float = 10.0,
     ) -> None:
         self._files = tuple(files)
         self._named = dict(named or {})
+        self._stored = stored
         self._helper_seconds = helper_seconds
 
     async def look_up(self, host: str, repository: str, name: str | None = None) -> Credentials | None:
@@ -96,7 +111,7 @@ class CredentialStore:
         Raises ``ConfigurationError`` for an unreadable file, a failing helper or an unknown ``name``.
         """
         if name is not None:
-            return self._look_up_name(name, host)
+            return await self._look_up_name(name, host)
         for file in self._files:
             content = await asyncio.to_thread(_read, file)
             if content is None:
@@ -108,10 +123,18 @@ class CredentialStore:
                 return found
         return None
 
-    def _look_up_name(self, name: str, host: str) -> Credentials:
+    def revision(self, name: str | None) -> object:
+        """Another value once what ``name`` stands for may have changed: what was learnt with it must be forgotten."""
+        if name is None or name in self._named or self._stored is None:
+            return None
+        return self._stored.revision()
+
+    async def _look_up_name(self, name: str, host: str) -> Credentials:
         found = self._named.get(name)
+        if found is None and self._stored is not None:
+            found = (await asyncio.to_thread(self._stored.entries)).get(name)
         if found is None:
-            raise ConfigurationError(f"no credentials are configured under the name {name[:100]!r}")
+            raise ConfigurationError(f"no credentials are configured or stored under the name {name[:100]!r}")
         if found.hosts and host not in found.hosts:
             raise ConfigurationError(
                 f"the credentials {name!r} are not for {host}, but for {', '.join(found.hosts)}"

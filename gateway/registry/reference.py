@@ -68,8 +68,8 @@ class Reference:
         return self.digest or self.tag or DEFAULT_TAG
 
     def pinned(self, digest: str) -> Reference:
-        """The same repository at ``digest``."""
-        return replace(self, digest=digest)
+        """The same repository at ``digest``, without a tag, which may move."""
+        return replace(self, tag=None, digest=digest)
 
     def __str__(self) -> str:
         name = (

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from dataclasses import dataclass
 from math import inf
 from typing import Self
@@ -22,7 +23,7 @@ from nbd_client.errors import (
 )
 from nbd_client.source.connection import Judge, StaleConnection
 from nbd_client.source.pool import ConnectionPool
-from nbd_client.source.response import REDIRECTS, Head, Pin, check_range, named, pin_of
+from nbd_client.source.response import REDIRECTS, Head, Pin, check_range, named, pin_of, traced
 from nbd_client.source.url import Target, parse
 
 _MAX_REDIRECTS = 5
@@ -37,6 +38,11 @@ class HttpLimits:
     connections: int = 64
     connect_timeout_seconds: float = 10.0
     attempt_timeout_seconds: float = 27.0
+
+
+# What differs from one request to the next, behind a prefix that is made once: the end of a traceparent
+# (https://www.w3.org/TR/trace-context/), whose trace id is 8 random bytes of the source and the request's number.
+_VARYING = b"%016x-%016x-00\r\nRange: bytes=%d-%d\r\n\r\n"
 
 
 class _Redirected(Exception):
@@ -61,6 +67,7 @@ class HttpSource:
         self._pin: Pin | None = None
         self._changed: str | None = None
         self._request_prefix = b""
+        self._trace = secrets.token_hex(8)
         self.requests = 0
 
     @classmethod
@@ -96,6 +103,11 @@ class HttpSource:
         if self._pin is None:
             raise SourceProtocolError(f"{self.shown}: not opened")
         return self._pin
+
+    @property
+    def connections(self) -> int:
+        """Connections opened so far."""
+        return sum(pool.opened for pool in self._pools.values())
 
     @property
     def shown(self) -> str:
@@ -186,19 +198,28 @@ class HttpSource:
                 limit=self._limits.connections,
                 connect_timeout_seconds=self._limits.connect_timeout_seconds,
             )
-        request = self._encode(at) + b"Range: bytes=%d-%d\r\n\r\n" % (offset, offset + length - 1)
+        prefix = self._encode(at)
         fresh = False
         while True:
             connection = None if fresh else pool.take()
             if connection is None:
                 connection = await pool.acquire(deadline, fresh=fresh)
-            self.requests += 1
+            self.requests = number = self.requests + 1
+            request = prefix + _VARYING % (number, number, offset, offset + length - 1)
             try:
                 return await connection.fetch(request, judge, target, deadline)
             except StaleConnection:
                 if fresh:
                     raise SourceUnreachable("the server closes every connection at once") from None
                 fresh = True
+            except (NodeError, _Expired) as error:
+                # Under this id the gateway's log has what happened on its side.
+                trace_id = f"{self._trace}{number:016x}"
+                raise (
+                    traced(error, trace_id)
+                    if isinstance(error, NodeError)
+                    else _Expired(f"{error} (trace {trace_id})")
+                ) from None
             finally:
                 pool.release(connection)
 
@@ -215,7 +236,8 @@ class HttpSource:
                 lines.append(f"Authorization: Bearer {self._token}")
             if self._pin is not None and self._pin.strong and self._pin.etag is not None:
                 lines.append(f"If-Match: {self._pin.etag.decode('latin-1')}")
-            self._request_prefix = "".join(line + "\r\n" for line in lines).encode("latin-1")
+            head = "".join(line + "\r\n" for line in lines)
+            self._request_prefix = f"{head}traceparent: 00-{self._trace}".encode("latin-1")
         return self._request_prefix
 
 

@@ -25,6 +25,7 @@ class ConnectionPool:
         self._slots = limit
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._closed = False
+        self.opened = 0
 
     def take(self) -> Connection | None:
         """What :meth:`acquire` would give, if that needs no waiting."""
@@ -129,6 +130,7 @@ class ConnectionPool:
             ) from error
         except (OSError, ssl.SSLError, socket.gaierror) as error:
             raise SourceUnreachable(f"cannot connect to {self._where()}: {error}") from error
+        self.opened += 1
         return connection
 
     def _where(self) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from nbd_client.errors import NodeError, TruncatedBody
+from nbd_client.errors import NodeError, SourceTimeout, TruncatedBody
 from nbd_client.reader import Bytes, check_bounds
 
 
@@ -91,6 +91,8 @@ class RetryReader:
         self._jitter = jitter
         self._sleep = sleep
         self.retries = 0
+        self.stalls = 0
+        self.received_bytes = 0
 
     @property
     def size(self) -> int:
@@ -108,10 +110,14 @@ class RetryReader:
         filled = 0
         while filled < length:
             try:
-                filled += await self._source.read_into(offset + filled, view[filled:], attempts.deadline)
+                received = await self._source.read_into(offset + filled, view[filled:], attempts.deadline)
+                filled += received
+                self.received_bytes += received
             except NodeError as error:
                 if isinstance(error, TruncatedBody):
                     filled += error.received
+                    self.received_bytes += error.received
+                self.stalls += isinstance(error, SourceTimeout)
                 wait = attempts.wait_after(error, now())
                 if wait is None:
                     raise

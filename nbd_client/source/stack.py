@@ -58,6 +58,26 @@ class Source:
         """HTTP requests sent so far."""
         return self._http.requests
 
+    @property
+    def connections(self) -> int:
+        """HTTP connections opened so far."""
+        return self._http.connections
+
+    @property
+    def received_bytes(self) -> int:
+        """Bytes of the content received so far."""
+        return self._retry.received_bytes
+
+    @property
+    def retries(self) -> int:
+        """Attempts that were repeated."""
+        return self._retry.retries
+
+    @property
+    def stalls(self) -> int:
+        """Attempts that ran out of time."""
+        return self._retry.stalls
+
     def rest(self) -> None:
         """Nobody reads: give memory and connections back."""
         self._cache.clear()

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from nbd_client.cli import register_image
+from nbd_client.errors import GatewayError
+from nbd_client.options import parse_options
 from tests.acceptance.conftest import Figure, random_ranges, span_edges
 from tests.support.debianroot import debian_root_tar, debian_root_tar_gz
 from tests.support.dockerregistry import DockerRegistry, docker_registry
@@ -158,3 +161,35 @@ def test_credentials_come_from_a_named_entry_of_the_configuration(
             assert form not in told
             assert form.encode() not in kept
     assert json.dumps("stale").strip('"').encode() in kept  # the name is what the record holds
+
+
+def test_mount_s_user_and_password_open_a_registry_in_every_worker(
+    tmp_path: Path, closed_registry: DockerRegistry, small_tar: bytes
+) -> None:
+    image = f"{closed_registry.host}/team/small:one"
+
+    def options(password: str) -> str:
+        return f"oci.insecure,oci.layer=0,oci.username=reader,oci.password={password}"
+
+    with Gateway(tmp_path / "gateway", settings={"workers": 2, "log_level": "debug"}) as gateway:
+        with pytest.raises(GatewayError, match="user name or password") as refused:
+            register_image(image, parse_options(options(_WRONG)), gateway.url)
+        url = register_image(image, parse_options(options(_PASSWORD)), gateway.url)
+        assert register_image(image, parse_options(options(_PASSWORD)), gateway.url) == url
+        name = url.split("/")[-2]
+        layer = gateway.show(name)["segments"][1]
+        for _ in range(8):  # a connection each, so that both workers are met
+            gateway.drop_caches()
+            with gateway.reader(name) as reader:
+                assert reader.read(layer["offset"], layer["offset"] + 70_000) == small_tar[:70_000]
+        listed = gateway.http.get("/v1/credentials").json()["credentials"]
+        assert [one["hosts"] for one in listed] == [[closed_registry.host]]
+        told = gateway.http.get("/v1/devices").text + json.dumps(listed) + str(refused.value)
+        told += gateway.http.get(f"/v1/devices/{name}").text
+        assert gateway.http.delete(f"/v1/credentials/{listed[0]['name']}").status_code == 204
+        kept = b"".join(path.read_bytes() for path in gateway.data_dir.rglob("*") if path.is_file())
+    told += gateway.log
+    for secret in (_PASSWORD, _WRONG):
+        for form in (secret, base64.b64encode(f"reader:{secret}".encode()).decode()):
+            assert form not in told
+            assert form.encode() not in kept

@@ -101,46 +101,63 @@ def test_a_mountpoint_must_be_a_folder_and_ours(tmp_path):
 class FakeGateway:
     """The contract's control calls, in memory."""
 
-    def __init__(self, *states: dict) -> None:
+    def __init__(self, *states: dict, conflict: bool = False) -> None:
+        self.conflict = conflict
         self.states = list(states)
         self.artifacts: dict[str, bytes] = {}
         self.registered: dict[str, bytes] = {}
+        self.calls: list[str] = []
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         kind, name = request.url.path.split("/")[2:4]
+        self.calls.append(request.method)
         if kind == "artifacts":
             if request.method == "PUT":
                 self.artifacts[name] = request.read()
             return httpx.Response(200 if name in self.artifacts else 404)
         if request.method == "PUT":
+            if self.conflict:
+                return httpx.Response(409, json={"title": "Conflict"})
             self.registered[name] = request.read()
             return httpx.Response(202, json={})
+        if request.method == "DELETE":
+            return httpx.Response(204)
+        if not self.states[0]:
+            self.states.pop(0)
+            return httpx.Response(404, json={"title": "Not Found"})
         return httpx.Response(200, json=self.states.pop(0))
 
     def client(self) -> GatewayClient:
         return GatewayClient("http://gateway:1", transport=httpx.MockTransport(self))
 
 
+READY = {"state": "ready", "data_url": "/v1/devices/a/data", "image": {"digest": "sha256:1"}}
+
+
 def test_an_image_is_registered_and_waited_for(monkeypatch):
     monkeypatch.setattr("nbd_client.gateway._POLL_SECONDS", 0)
     gateway = FakeGateway(
+        {},
         {"state": "indexing", "progress": {"phase": "download", "done": 1, "total": 2}},
         {"state": "indexing", "progress": None},
-        {"state": "ready", "data_url": "/v1/devices/a/data"},
+        READY,
     )
     steps = []
     with gateway.client() as client:
         client.register("a", {"source": {"image": "x"}})
-        url = client.wait_ready("a", lambda *step: steps.append(step))
+        url = client.wait_ready("a", "sha256:1", lambda *step: steps.append(step))
     assert url == "http://gateway:1/v1/devices/a/data"
     assert steps == [("download", 1, 2), ("indexing", 0, None)]
     assert gateway.registered["a"] == b'{"source":{"image":"x"}}'
 
 
 def test_a_gateway_behind_a_proxy_is_read_through_the_proxy():
-    gateway = FakeGateway({"state": "ready", "data_url": "http://inside:8080/v1/devices/a/data"})
+    inside = {"data_url": "http://inside:8080/v1/devices/a/data"}
+    gateway = FakeGateway(READY | inside)
     with GatewayClient("https://edge/blockgate", transport=httpx.MockTransport(_below(gateway))) as client:
-        assert client.wait_ready("a", lambda *_: None) == "https://edge/blockgate/v1/devices/a/data"
+        assert (
+            client.wait_ready("a", "sha256:1", lambda *_: None) == "https://edge/blockgate/v1/devices/a/data"
+        )
 
 
 def _below(gateway: FakeGateway):
@@ -151,6 +168,23 @@ def _below(gateway: FakeGateway):
         return gateway(httpx.Request(request.method, inside))
 
     return handle
+
+
+def test_a_device_that_exists_is_used_and_one_that_failed_is_made_anew():
+    gateway = FakeGateway({"state": "degraded"}, {"state": "failed"})
+    with gateway.client() as client:
+        client.register("a", {})
+        assert gateway.calls == ["GET"]
+        client.register("a", {})
+    assert gateway.calls == ["GET", "GET", "DELETE", "PUT"]
+
+
+def test_a_device_that_another_node_registered_meanwhile_is_used_if_it_is_of_the_image():
+    with FakeGateway({}, READY, READY, conflict=True).client() as client:
+        client.register("a", {})
+        assert client.wait_ready("a", "sha256:1", lambda *_: None)
+        with pytest.raises(GatewayError, match="instead of sha256:2"):
+            client.wait_ready("a", "sha256:2", lambda *_: None)
 
 
 def test_a_file_is_uploaded_once(tmp_path):
@@ -167,17 +201,17 @@ def test_a_file_is_uploaded_once(tmp_path):
 def test_a_device_that_failed_says_why():
     gateway = FakeGateway({"state": "failed", "error": {"detail": "no such image"}})
     with gateway.client() as client, pytest.raises(GatewayError, match="no such image"):
-        client.wait_ready("a", lambda *_: None)
+        client.wait_ready("a", "sha256:1", lambda *_: None)
 
 
 def test_a_problem_and_a_silent_gateway_are_told():
     def refuse(_request: httpx.Request) -> httpx.Response:
-        return httpx.Response(409, json={"title": "Conflict", "detail": "taken by another specification"})
+        return httpx.Response(403, json={"title": "Conflict", "detail": "not by a node"})
 
     transport = httpx.MockTransport(refuse)
     with (
         GatewayClient("http://g", transport=transport) as client,
-        pytest.raises(GatewayError, match="taken by"),
+        pytest.raises(GatewayError, match="not by a node"),
     ):
         client.register("a", {})
     with GatewayClient("http://127.0.0.1:1") as client, pytest.raises(GatewayError, match="BLOCKGATE_URL"):

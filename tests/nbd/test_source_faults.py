@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from dataclasses import replace
 
 import pytest
@@ -20,7 +21,7 @@ from nbd_client.errors import (
     SourceUnreachable,
     WrongRange,
 )
-from nbd_client.source.http import HttpLimits
+from nbd_client.source.http import HttpLimits, HttpSource
 from nbd_client.source.response import Pin
 from nbd_client.source.retry import RetryPolicy
 from nbd_client.source.stack import SourceOptions, open_source
@@ -392,3 +393,22 @@ async def test_a_storm_of_faults_never_yields_a_wrong_byte(served):
         await asyncio.gather(*(one(*r) for r in ranges))
     assert wrong == 0
     assert right > failed > 0
+
+
+async def test_each_request_has_a_trace_of_its_own_which_its_error_names():
+    def refuse(_request, answer):
+        answer.status, answer.body = 403, b""
+
+    async with range_server(bytes(4096)) as server:
+        source = await HttpSource.open(server.url)
+        target = memoryview(bytearray(512))
+        await source.read_into(0, target)
+        server.faults.append(refuse)
+        with pytest.raises(SourceRefused) as caught:
+            await source.read_into(0, target)
+        await source.aclose()
+        fields = [request.fields[b"traceparent"].decode() for request in server.requests]
+    matches = [re.fullmatch(r"00-([0-9a-f]{16})([0-9a-f]{16})-([0-9a-f]{16})-00", text) for text in fields]
+    assert len({match[1] for match in matches}) == 1
+    assert [int(match[2], 16) for match in matches] == [int(match[3], 16) for match in matches] == [1, 2, 3]
+    assert f"(trace {matches[2][1]}{matches[2][2]})" in str(caught.value)

@@ -11,6 +11,7 @@ from pydantic import SecretStr
 
 from gateway.errors import (
     AddressRefused,
+    ConfigurationError,
     RegistryOverloaded,
     RegistryProtocolError,
     RegistryUnauthorized,
@@ -18,6 +19,7 @@ from gateway.errors import (
 from gateway.registry.credentials import Credentials, CredentialStore
 from gateway.registry.reference import parse_reference
 from gateway.registry.retry import RetryPolicy
+from gateway.registry.stored import StoredCredentials
 from tests.support import faultregistry as faults
 
 MINE = Credentials("me", SecretStr("hunter2"))
@@ -249,3 +251,22 @@ async def test_a_cancelled_renewal_does_not_fail_the_others(registry, make_regis
     assert bytes(await follower) == layer[:20]
     with pytest.raises(asyncio.CancelledError):
         await leader
+
+
+@pytest.mark.parametrize("scheme", ["basic", "bearer"])
+async def test_stored_credentials_that_are_changed_or_removed_open_nothing_any_more(
+    registry, make_registries, image, layer, scheme, tmp_path
+):
+    registry.scheme, registry.credentials = scheme, ("me", "hunter2")
+    stored = StoredCredentials(tmp_path / "credentials.json")
+    registries = make_registries(store=CredentialStore(stored=stored))
+    stored.put("theirs", MINE)
+    assert await read(registries, registry, credentials="theirs") == layer[:100]
+    stored.put("theirs", Credentials("me", SecretStr("wrong")))
+    with pytest.raises(RegistryUnauthorized):
+        await read(registries, registry, credentials="theirs")
+    stored.put("theirs", MINE)
+    assert await read(registries, registry, credentials="theirs") == layer[:100]
+    stored.remove("theirs")
+    with pytest.raises(ConfigurationError, match="theirs"):
+        await read(registries, registry, credentials="theirs")

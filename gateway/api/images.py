@@ -1,0 +1,58 @@
+"""What an image reference means just now."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+
+from gateway import errors
+from gateway.api.problems import responses
+from gateway.api.schemas import ResolvedImage, ResolvedLayer
+from gateway.devices.images import ImageAccess
+from gateway.devices.spec import SourceSpec
+from gateway.services import Services
+
+router = APIRouter(prefix="/v1/images", tags=["images"])
+
+
+@router.post(
+    "/resolve",
+    responses=responses(
+        errors.InvalidRequest,
+        errors.InvalidReference,
+        errors.ConfigurationError,
+        errors.PathNotAllowed,
+        errors.PayloadTooLarge,
+        errors.ManifestNotFound,
+        errors.PlatformNotFound,
+        errors.InvalidManifest,
+        errors.ManifestMismatch,
+        errors.RegistryUnauthorized,
+        errors.RegistryUnreachable,
+        errors.RegistryOverloaded,
+        errors.RegistryTimeout,
+        errors.AddressRefused,
+    ),
+)
+async def resolve(source: SourceSpec, request: Request) -> ResolvedImage:
+    """Ask an image's registry what a reference means now: the platform's manifest by digest, and its layers.
+
+    Nothing is registered or kept. A device that is registered with `pinned` shows this very image for ever, wherever its tag
+    moves.
+    """
+    services: Services = request.app.state.services
+    access = ImageAccess(services.sources, source)
+    image = await access.resolve()
+    return ResolvedImage(
+        reference=image.reference,
+        pinned=str(access.reference.pinned(image.digest)),
+        digest=image.digest,
+        platform=image.platform,
+        layers=[
+            ResolvedLayer(
+                digest=layer.descriptor.digest,
+                size=layer.descriptor.size,
+                media_type=layer.descriptor.media_type,
+            )
+            for layer in image.layers
+        ],
+    )

@@ -64,7 +64,9 @@ async def test_mount_and_umount_through_fuse_and_a_loop_device(image, run_dir, t
     mountpoint.mkdir()
     env = {"BLOCKGATE_NBD_RUN_DIR": str(run_dir)}
     async with range_server(image.read_bytes()) as server:
-        done = await blockgate_nbd("mount", server.url, mountpoint, "--via", "fuse", "-o", "noatime", env=env)
+        done = await blockgate_nbd(
+            "mount", "-t", "erofs.fuse", "-o", "noatime", server.url, mountpoint, env=env
+        )
         assert done.status == 0, done.err
         assert done.out.strip().endswith("(fuse)")
         try:

@@ -21,7 +21,7 @@ NOTES = (
     (
         "target 6: gzip -dc reads a local file and checks CRC-32 only; the pass downloads from nginx, hashes both sides, "
         "cuts checkpoints and walks the tar on two threads, so it uses both processors; its time has the registration's "
-        "calls and polling every 20 ms"
+        "calls and polling every 50 ms"
     ),
     (
         "target 6: the layer of many GB repeats 16 MiB of the real one behind full flushes and is served by this process "

@@ -202,7 +202,7 @@ class Gateway:
         started = time.monotonic()
         self.call("PUT", f"/v1/devices/{name}", body)
         while (device := json.loads(self.call("GET", f"/v1/devices/{name}")))["state"] == "indexing":
-            time.sleep(0.02)
+            time.sleep(0.05)
         if device["state"] != "ready":
             raise RuntimeError(f"device {name} is {device['state']}: {device['error']}")
         return time.monotonic() - started

@@ -20,4 +20,5 @@ check .venv/bin/python scripts/check_lock.py
 check shellcheck -x scripts/*.sh .ci/run deploy/compose/debian/*.sh
 if [ -e scripts/openapi.py ]; then check .venv/bin/python scripts/openapi.py --check; fi
 check .venv/bin/python scripts/configuration_docs.py --check
+check .venv/bin/python scripts/metrics_docs.py --check
 [ "${#failed[@]}" -eq 0 ] || die "failed: $(printf '\n  %s' "${failed[@]}")"

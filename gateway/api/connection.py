@@ -44,7 +44,8 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Parser: its head is complete."""
         self._in_head = False
-        self._disarm()
+        if self._timer is not None:
+            self._disarm()
         super().on_headers_complete()
 
     def _arm(self) -> None:

@@ -57,8 +57,8 @@ class DataEndpoint:
         ]
         self._origins = frozenset(origin.encode() for origin in cors_origins)
 
-    def peek(self, scope: Scope, name: str) -> tuple[Message, Message] | None:
-        """The whole answer to what nearly every request is: one closed range of one span that lies in memory.
+    def peek(self, scope: Scope, name: str) -> list[Message] | None:
+        """The whole answer to what nearly every request is: one closed range that lies in memory.
 
         ``None`` for any other, which goes the long way. Never waits, never raises.
         """
@@ -75,15 +75,17 @@ class DataEndpoint:
         if match is None or device is None:
             return None
         start, stop = int(match[1]), int(match[2]) + 1
-        body = device.peek_one(start, stop)
-        if body is None:
+        if not start < stop <= min(device.size, start + _ONE_GO_BYTES):
+            return None
+        pieces = device.peek(start, stop)
+        if pieces is None:
             return None
         device.expect(start, stop)
         headers = self._part(device, start, stop)
-        return (
-            {"type": "http.response.start", "status": 206, "headers": headers},
-            {"type": "http.response.body", "body": body},
-        )
+        answer: list[Message] = [{"type": "http.response.start", "status": 206, "headers": headers}]
+        answer += [{"type": "http.response.body", "body": piece, "more_body": True} for piece in pieces]
+        answer[-1]["more_body"] = False
+        return answer
 
     def _part(self, device: Device, start: int, stop: int, cors: Headers = _NO_FIELDS) -> Headers:
         return [

@@ -49,8 +49,8 @@ log = structlog.get_logger(__name__)
 class DataRoute(Protocol):
     """An ASGI application that can answer some requests for a device's bytes at once (``api/data.py``)."""
 
-    def peek(self, scope: Scope, name: str) -> tuple[Message, Message] | None:
-        """The answer's two messages, if there is nothing to wait for."""
+    def peek(self, scope: Scope, name: str) -> list[Message] | None:
+        """The answer's messages, if there is nothing to wait for."""
         ...
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,16 +90,15 @@ class Edge:
         if hot is None:
             await self._answer(scope, receive, send, began)
             return
-        head, body = hot
-        await send(head)
-        await send(body)
+        for message in hot:
+            await send(message)
         # Histogram.observe without the call: this is paid for by each block that is read.
         seconds = time.perf_counter() - began
         ranges = self._counts.ranges
         ranges.buckets[bisect_left(SECONDS_BOUNDS, seconds)] += 1
         ranges.seconds += seconds
 
-    def _hot(self, scope: Scope) -> tuple[Message, Message] | None:
+    def _hot(self, scope: Scope) -> list[Message] | None:
         """A read of device bytes that is allowed and can be answered from memory; ``None`` for anything else."""
         name = _device_read(scope)
         if name is None or self._access_log:

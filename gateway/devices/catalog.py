@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import mmap
 import os
-import struct
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -35,30 +34,33 @@ T = TypeVar("T")
 _KEEP: Any = object()
 
 
+_GENERATION_BYTES = 8
+
+
 class Generation:
     """A number that all processes of a data folder share; it grows with each change of the catalog."""
-
-    _VALUE = struct.Struct("<Q")
 
     def __init__(self, path: Path) -> None:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            if os.fstat(fd).st_size < self._VALUE.size:
-                os.ftruncate(fd, self._VALUE.size)
-            self._map = mmap.mmap(fd, self._VALUE.size)
+            if os.fstat(fd).st_size < _GENERATION_BYTES:
+                os.ftruncate(fd, _GENERATION_BYTES)
+            self._map = mmap.mmap(fd, _GENERATION_BYTES)
+            self._values = memoryview(self._map).cast("Q")
         finally:
             os.close(fd)
 
     def value(self) -> int:
         """The current number."""
-        return int(self._VALUE.unpack_from(self._map)[0])
+        return self._values[0]
 
     def advance(self) -> None:
         """Tell everybody. Two simultaneous calls may count as one: any change of the number will do."""
-        self._VALUE.pack_into(self._map, 0, (self.value() + 1) & 0xFFFFFFFFFFFFFFFF)
+        self._values[0] = (self.value() + 1) & 0xFFFFFFFFFFFFFFFF
 
     def close(self) -> None:
         """Unmap."""
+        self._values.release()
         self._map.close()
 
 

@@ -55,7 +55,7 @@ class Device:
 
     def peek(self, start: int, stop: int) -> list[Bytes] | None:
         """The bytes of ``[start, stop)`` in pieces when all of them are in memory; never waits."""
-        piece = self.peek_one(start, stop)
+        piece = self._peek_one(start, stop)
         if piece is not None:
             return [piece]
         pieces: list[Bytes] = []
@@ -72,9 +72,9 @@ class Device:
         self.served[Origin.MEMORY] += stop - start
         return pieces
 
-    def peek_one(self, start: int, stop: int) -> Bytes | None:
+    def _peek_one(self, start: int, stop: int) -> Bytes | None:
         """As ``peek`` for bytes of a single span; ``None`` also when they are of several, or zeros."""
-        if not 0 <= start < stop <= self.size:
+        if start >= stop:
             return None
         number = self._map.find(start)
         layer = self.layers[number]

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
-from gateway.errors import StorageError
+from gateway.errors import BlobMismatch, DiffIdMismatch, StorageError
 from gateway.gzran.zinfo import ZinfoTable
 from gateway.ingest.folder import LayerFolders
 from gateway.ingest.layer_pass import LayerPass, Promise
@@ -68,6 +68,7 @@ class Ingest:
         progress(promise.size, promise.size)
         if found is None:
             raise StorageError(f"the index of {promise.digest} disappeared while it was being written")
+        _keep(promise, found)
         return found
 
     async def _pass(
@@ -119,6 +120,19 @@ class Ingest:
         with lock:
             async with self._passes:
                 yield
+
+
+def _keep(promise: Promise, found: LayerIndex) -> None:
+    """An index that was there already has to be what this image promises too: another one's may say something else."""
+    facts = found.facts
+    if facts.blob_size != promise.size:
+        found.close()
+        raise BlobMismatch(f"the blob has {facts.blob_size} bytes, its descriptor says {promise.size}")
+    if promise.diff_id is not None and facts.sha256 != promise.diff_id:
+        found.close()
+        raise DiffIdMismatch(
+            f"the decompressed layer's digest is {facts.sha256}, the image's configuration says {promise.diff_id}"
+        )
 
 
 async def _gather(stream: AsyncIterator[Bytes]) -> AsyncIterator[bytes]:

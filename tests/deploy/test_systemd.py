@@ -76,7 +76,7 @@ def test_the_agent_outlives_the_file_systems_that_hang_on_it():
     unit.optionxform = str
     unit.read_string(text)
     assert unit["Unit"]["DefaultDependencies"] == "no"
-    assert unit["Service"]["SurviveFinalKillSignal"] == "yes"
+    assert unit["Unit"]["SurviveFinalKillSignal"] == "yes"
     assert unit["Service"]["RuntimeDirectoryPreserve"] == "yes"
     assert int(unit["Service"]["OOMScoreAdjust"]) < 0
     # These make a mount namespace, which pins mounts until the agent ends.

@@ -1,4 +1,4 @@
-"""The checked-in configuration and its page against the programs."""
+"""Generated pages and the checked-in configuration against the programs."""
 
 import os
 import re
@@ -22,9 +22,10 @@ def _no_settings_of_this_machine(monkeypatch):
         monkeypatch.delenv(name)
 
 
-def test_page_and_file_are_what_the_code_says():
+@pytest.mark.parametrize("script", ["configuration_docs.py", "metrics_docs.py"])
+def test_generated_pages_are_what_the_code_says(script):
     done = subprocess.run(
-        [sys.executable, "scripts/configuration_docs.py", "--check"],
+        [sys.executable, f"scripts/{script}", "--check"],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -10,6 +10,7 @@ import pytest
 from gateway.errors import (
     BlobMismatch,
     CorruptStream,
+    DiffIdMismatch,
     InvalidLayer,
     RegistryTimeout,
     StorageError,
@@ -206,3 +207,14 @@ def test_a_broken_stream_is_said_to_be_broken(tmp_path, data):
     (tmp_path / "layer").write_bytes(data)
     with pytest.raises(CorruptStream):
         list(decompressed(tmp_path / "layer"))
+
+
+async def test_an_index_that_is_there_is_held_against_what_this_image_promises(ingest):
+    quiet = {"progress": lambda *_: None}
+    await ingest.index(MemoryBlob(BLOB), PROMISE, "gzip", **quiet)
+    other = Promise(PROMISE.digest, PROMISE.size, sha256(b"something else"))
+    with pytest.raises(DiffIdMismatch):
+        await ingest.index(MemoryBlob(BLOB), other, "gzip", **quiet)
+    longer = Promise(PROMISE.digest, PROMISE.size + 1, PROMISE.diff_id)
+    with pytest.raises(BlobMismatch):
+        await ingest.index(MemoryBlob(BLOB), longer, "gzip", **quiet)

@@ -170,6 +170,24 @@ def test_a_device_that_another_node_registered_meanwhile_is_used_if_it_is_of_the
             client.wait_ready("a", "sha256:2", lambda *_: None)
 
 
+def test_a_gateway_behind_a_proxy_is_read_through_the_proxy():
+    gateway = FakeGateway({**READY, "data_url": "http://inside:8080/v1/devices/a/data"})
+    with GatewayClient("https://edge/blockgate", transport=httpx.MockTransport(_below(gateway))) as client:
+        assert (
+            client.wait_ready("a", "sha256:1", lambda *_: None) == "https://edge/blockgate/v1/devices/a/data"
+        )
+
+
+def _below(gateway: FakeGateway):
+    """The gateway as a proxy offers it below a path."""
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        inside = request.url.copy_with(path=request.url.path.removeprefix("/blockgate"))
+        return gateway(httpx.Request(request.method, inside))
+
+    return handle
+
+
 def test_a_file_is_uploaded_once(tmp_path):
     (tmp_path / "zinfo").write_bytes(b"checkpoints" * 1000)
     gateway = FakeGateway()

@@ -6,7 +6,7 @@ import gc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.errors import BlobNotFound, RegistryUnreachable
+from gateway.errors import BlobNotFound, RegistryUnreachable, StorageError
 from gateway.spans.store import Origin
 from tests.support.inprocess import TOKENS, bearer, running, token_entries
 
@@ -390,3 +390,27 @@ async def test_all_origins_are_in_the_statistics(gateway):
     shown = await stats(gateway)
     assert {origin.value for origin in Origin} <= set(shown["bytes"])
     assert {origin.value for origin in Origin} <= set(shown["series"])
+
+
+async def test_a_catalog_that_does_not_answer_is_trouble_and_hides_nothing_else(gateway, monkeypatch):
+    await gateway.layer("base")
+    await read(gateway, "base", 0, 100)
+
+    async def broken():
+        raise StorageError("the catalog does not answer")
+
+    monkeypatch.setattr(gateway.services.catalog, "all", broken)
+    shown = await stats(gateway)
+    assert shown["status"] == {"level": "trouble", "reason": "the catalog does not answer"}
+    assert (shown["traffic"]["requests"], shown["devices"]) == (1, [])
+    assert (await samples(gateway))["blockgate_read_bytes_total", "upstream"] == 100
+
+
+async def test_a_disk_cache_that_cannot_be_written_is_trouble(gateway):
+    disk = gateway.services.store.disk
+    disk.write_errors["ENOSPC"] += 2
+    disk._bypass_until = float("inf")
+    shown = await stats(gateway)
+    assert shown["status"] == {"level": "trouble", "reason": "the disk cache cannot be written"}
+    assert shown["caches"]["disk_write_errors"] == 2
+    assert (await samples(gateway))["blockgate_cache_write_errors_total", "ENOSPC"] == 2

@@ -26,7 +26,10 @@ const ratioChart = new Chart(document.getElementById("ratio-chart"), {
   line: true,
 });
 const askToken = dialogs.token(() => poll());
-const askDelete = dialogs.remove(() => poll());
+const askDelete = dialogs.remove(
+  (name, work) => devices.without(name, work),
+  () => poll(),
+);
 const askRegister = dialogs.register(() => poll());
 const devices = new Devices(document.querySelector(".devices"), askDelete);
 let seenAt = null;

@@ -168,10 +168,10 @@ export class Chart {
   }
 }
 
-/** The next of 1, 2, 5 times a power of 1024's tenth parts: scales whose half reads well in binary units. */
+/** The next scale whose half reads well in binary units. */
 function niceCeiling(value) {
   if (value <= 0) return 1024;
   const unit = 1024 ** Math.max(0, Math.floor(Math.log(value) / Math.log(1024)));
-  for (const step of [1, 2, 4, 10, 20, 40, 100, 200, 400, 1000, 1024]) if (step * unit >= value) return step * unit;
+  for (const step of [1, 2, 3, 4, 6, 8, 10, 20, 30, 40, 60, 80, 100, 200, 300, 400, 600, 800, 1000, 1024]) if (step * unit >= value) return step * unit;
   return value;
 }

@@ -53,8 +53,9 @@ export class Devices {
     const row = {
       name: device.name,
       visible: false,
-      asking: false,
+      asking: null,
       serving: false,
+      leaving: false,
       image: element("div", { class: "mono" }),
       chip: element("span", { class: "chip" }),
       note: element("small"),
@@ -121,15 +122,24 @@ export class Devices {
     row.meter.setAttribute("aria-valuenow", Math.round(share * 100));
   }
 
-  async refresh(row) {
-    if (!row.visible || !row.serving || row.asking) return;
-    row.asking = true;
+  /** Ask for no map of a device while `work` removes it: a map of what is gone is an error in the browser's console. */
+  async without(name, work) {
+    const row = this.rows.get(name);
+    if (row) row.leaving = true;
     try {
-      row.map.update(await call("GET", devicePath(row.name, "/map")));
-    } catch {
-      // The device is gone or does not serve any more: the next statistics will say so.
-    } finally {
-      row.asking = false;
+      await row?.asking;
+      await work();
+    } catch (error) {
+      if (row) row.leaving = false;
+      throw error;
     }
+  }
+
+  refresh(row) {
+    if (!row.visible || !row.serving || row.leaving || row.asking) return;
+    row.asking = call("GET", devicePath(row.name, "/map"))
+      .then((map) => row.map.update(map))
+      .catch(() => {}) // the device is gone or does not serve any more: the next statistics will say so
+      .finally(() => (row.asking = null));
   }
 }

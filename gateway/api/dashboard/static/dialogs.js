@@ -20,10 +20,10 @@ export function register(done) {
   return () => open();
 }
 
-export function remove(done) {
+export function remove(without, done) {
   let name = "";
   const open = prepare("delete", async () => {
-    await call("DELETE", devicePath(name));
+    await without(name, () => call("DELETE", devicePath(name)));
     done();
   });
   return (device) => {

@@ -124,10 +124,10 @@ export class DeviceMap {
     for (const band of bands) {
       pen.font = "12px system-ui, sans-serif";
       pen.fillStyle = style.getPropertyValue("--soft");
-      pen.fillText(band.name, 0, band.top);
+      pen.fillText(band.name, 0, band.top + 1);
       const used = pen.measureText(band.name).width;
       pen.fillStyle = style.getPropertyValue("--faint");
-      pen.fillText(bytes(band.length), used + 10, band.top);
+      pen.fillText(bytes(band.length), used + 10, band.top + 1);
     }
     this.boxes.forEach(([left, top, size], index) => {
       const steady = state[index] === "never" || state[index] === "failed" || state[index] === "fetching";

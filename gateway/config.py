@@ -191,6 +191,9 @@ def load(file: Path | None = None, **flags: Any) -> Settings:
         raise ConfigurationError(f"wrong configuration: {wrong}") from None
     except (ValueError, OSError) as error:
         raise ConfigurationError(f"the configuration cannot be read: {error}") from None
+    finally:
+        # Settings that are made without a file later must not meet this one.
+        _FILE.clear()
 
 
 def _refuse_unknown_variables() -> None:

@@ -56,6 +56,15 @@ async def test_what_makes_no_sense_is_refused_without_being_repeated(gateway, ch
     assert (await gateway.client.get(URL)).json() == {"credentials": []}
 
 
+async def test_a_body_that_is_no_json_is_not_repeated(gateway):
+    for body in (f'{{"password": "{SECRET}"', f'"{SECRET}"', f'["{SECRET}"]'):
+        answer = await gateway.client.put(
+            f"{URL}/team", content=body, headers={"content-type": "application/json"}
+        )
+        assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
+        assert SECRET not in answer.text
+
+
 async def test_a_name_of_the_configuration_is_not_shadowed(tmp_path, images):
     configured = {"team": {"hosts": ["h:5"], "username": "me", "password": "x"}}
     async with running(tmp_path, images, credentials=configured) as gateway:

@@ -64,7 +64,9 @@ async def test_mount_and_umount_through_fuse_and_a_loop_device(image, run_dir, t
     mountpoint.mkdir()
     env = {"BLOCKGATE_NBD_RUN_DIR": str(run_dir)}
     async with range_server(image.read_bytes()) as server:
-        done = await blockgate_nbd("mount", server.url, mountpoint, "--via", "fuse", "-o", "noatime", env=env)
+        done = await blockgate_nbd(
+            "mount", "-t", "erofs.fuse", "-o", "noatime", server.url, mountpoint, env=env
+        )
         assert done.status == 0, done.err
         assert done.out.strip().endswith("(fuse)")
         try:
@@ -151,25 +153,6 @@ def test_an_image_is_registered_and_waited_for(monkeypatch):
     assert gateway.registered["a"] == b'{"source":{"image":"x"}}'
 
 
-def test_a_gateway_behind_a_proxy_is_read_through_the_proxy():
-    inside = {"data_url": "http://inside:8080/v1/devices/a/data"}
-    gateway = FakeGateway(READY | inside)
-    with GatewayClient("https://edge/blockgate", transport=httpx.MockTransport(_below(gateway))) as client:
-        assert (
-            client.wait_ready("a", "sha256:1", lambda *_: None) == "https://edge/blockgate/v1/devices/a/data"
-        )
-
-
-def _below(gateway: FakeGateway):
-    """The gateway as a proxy offers it below a path."""
-
-    def handle(request: httpx.Request) -> httpx.Response:
-        inside = request.url.copy_with(path=request.url.path.removeprefix("/blockgate"))
-        return gateway(httpx.Request(request.method, inside))
-
-    return handle
-
-
 def test_a_device_that_exists_is_used_and_one_that_failed_is_made_anew():
     gateway = FakeGateway({"state": "degraded"}, {"state": "failed"})
     with gateway.client() as client:
@@ -185,6 +168,24 @@ def test_a_device_that_another_node_registered_meanwhile_is_used_if_it_is_of_the
         assert client.wait_ready("a", "sha256:1", lambda *_: None)
         with pytest.raises(GatewayError, match="instead of sha256:2"):
             client.wait_ready("a", "sha256:2", lambda *_: None)
+
+
+def test_a_gateway_behind_a_proxy_is_read_through_the_proxy():
+    gateway = FakeGateway({**READY, "data_url": "http://inside:8080/v1/devices/a/data"})
+    with GatewayClient("https://edge/blockgate", transport=httpx.MockTransport(_below(gateway))) as client:
+        assert (
+            client.wait_ready("a", "sha256:1", lambda *_: None) == "https://edge/blockgate/v1/devices/a/data"
+        )
+
+
+def _below(gateway: FakeGateway):
+    """The gateway as a proxy offers it below a path."""
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        inside = request.url.copy_with(path=request.url.path.removeprefix("/blockgate"))
+        return gateway(httpx.Request(request.method, inside))
+
+    return handle
 
 
 def test_a_file_is_uploaded_once(tmp_path):

@@ -50,6 +50,9 @@ def test_the_file_may_be_named_by_the_environment(file, monkeypatch):
 def test_one_calls_file_is_not_the_next_calls(file):
     assert load(file("port = 7\n")).port == 7
     assert load().port == 8080
+    with pytest.raises(ConfigurationError):
+        load(file("prot = 7\n"))
+    assert Settings().port == 8080
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def debian_root_tar() -> Path:
         if made.returncode != 0:
             pytest.skip(f"mmdebstrap could not make a Debian root here: {made.stdout[-1000:].strip()}")
 
-    return _made_once(f"{name}-minbase.tar", make)
+    return made_once(f"{name}-minbase.tar", make)
 
 
 def debian_root_tar_gz() -> Path:
@@ -63,10 +63,10 @@ def debian_root_tar_gz() -> Path:
         with blob.open("wb") as file:
             subprocess.run(["gzip", "-6", "-n", "-c", tar], stdin=subprocess.DEVNULL, stdout=file, check=True)
 
-    return _made_once(f"{tar.name}.gz", make)
+    return made_once(f"{tar.name}.gz", make)
 
 
-def _made_once(name: str, make: Callable[[Path], None]) -> Path:
+def made_once(name: str, make: Callable[[Path], None]) -> Path:
     """The cached file of that name, made now if it is missing; other processes wait for the one that makes it."""
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)

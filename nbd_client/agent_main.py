@@ -26,6 +26,7 @@ from nbd_client.kernel.attach import Attachment, KernelAttachment
 from nbd_client.kernel.ioctl import IoctlAttachment
 from nbd_client.kernel.netlink import NbdNetlink
 from nbd_client.kernel.sysfs import Sysfs
+from nbd_client.logs import configure
 from nbd_client.metrics import serve_metrics
 from nbd_client.options import metrics_address
 from nbd_client.recovery import Records
@@ -50,7 +51,7 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     run_dir: Path = arguments.run_dir.absolute()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    configure()
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = os.open(run_dir / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from nbd_client.options import (
 if TYPE_CHECKING:
     from nbd_client.gateway import GatewayClient
 
+_GATEWAY = "http://127.0.0.1:8080"
 
 app = typer.Typer(
     name="blockgate-nbd",
@@ -151,7 +153,7 @@ def mount(
     ] = Via.auto,
     gateway: Annotated[
         str, typer.Option(envvar="BLOCKGATE_URL", help="The gateway that reads images.")
-    ] = "http://127.0.0.1:8080",
+    ] = _GATEWAY,
     kind: Annotated[
         str | None,
         typer.Option("-t", metavar="erofs[.SUBTYPE]", help="As mount.erofs: nbd or fuse, as --via."),
@@ -159,18 +161,25 @@ def mount(
     run_dir: _RunDir = DEFAULT_RUN_DIR,
 ) -> None:
     """Mount an image, or the EROFS image behind a URL, read-only."""
-    from nbd_client.mount import mount_url  # noqa: PLC0415  --help stays quick
-
     if kind is not None:
         via = subtype(kind, via)
     options = parse_options(",".join(option or []))
+    way = mount_source(source, mountpoint, options, via=via, gateway=gateway, run_dir=run_dir)
+    print(f"mounted {source} on {mountpoint} ({way})")
+
+
+def mount_source(
+    source: str, mountpoint: Path, options: MountOptions, *, via: Via, gateway: str | None, run_dir: Path
+) -> str:
+    """Mount a URL, or an image that ``gateway`` reads (None: ``BLOCKGATE_URL``); return how. Raises ``NodeError``."""
+    from nbd_client.mount import mount_url  # noqa: PLC0415  --help stays quick
+
     url = source
     if "://" not in source:
-        url = register_image(source, options, gateway)
+        url = register_image(source, options, gateway or os.environ.get("BLOCKGATE_URL") or _GATEWAY)
     elif options.oci:
         raise InvalidOption("oci.* options are about an image; this source is a URL")
-    way = mount_url(url, mountpoint, via=via.value, options=options.kernel, run_dir=run_dir)
-    print(f"mounted {source} on {mountpoint} ({way})")
+    return mount_url(url, mountpoint, via=via.value, options=options.kernel, run_dir=run_dir)
 
 
 def subtype(kind: str, via: Via) -> Via:

@@ -14,6 +14,7 @@ _IMPLIED = frozenset(
     {"ro", "nosuid", "nodev", "defaults", "_netdev", "nofail", "auto", "noauto", "user", "loop"}
 )
 _ALIASES = {"oci.tarindex": "oci.local_meta"}
+_HELPER = {"gateway": "http://127.0.0.1:8080", "via": "fuse"}
 _OCI = frozenset({"blob", "layer", "platform", "insecure", "local_meta", "zinfo", "username", "password"})
 _LOOPBACK = "127.0.0.1"
 _MAX_PORT = 65535
@@ -87,6 +88,25 @@ def parse_options(text: str) -> MountOptions:
         password=_required(found, "password"),
         kernel=tuple(kernel),
     )
+
+
+def helper_options(text: str) -> tuple[dict[str, str], list[str]]:
+    """What ``/etc/fstab`` and mount(8) say besides ``parse_options``' words: ``gateway`` and ``via``, and the rest.
+
+    Left out of the rest: ``rw``, which mount(8) says whenever nobody said ``ro``, and comments of other programs.
+    Raises ``InvalidOption`` for one of ours without a value, or given twice.
+    """
+    found: dict[str, str] = {}
+    rest = []
+    for option in filter(None, text.split(",")):
+        name, _, value = option.partition("=")
+        if name in _HELPER:
+            if not value or name in found:
+                raise InvalidOption(f"{name} needs one value, as in {name}={_HELPER[name]}")
+            found[name] = value
+        elif name not in {"rw", "comment"} and not name.lower().startswith("x-"):
+            rest.append(option)
+    return found, rest
 
 
 def specification(

@@ -114,6 +114,8 @@ def test_a_node_runs_without_web_framework_and_database(distributions, tmp_path)
     assert "blockgate" in installed
     assert installed & GATEWAY_ONLY == set()
     assert "attach" in run(python.parent / "blockgate-nbd", "--help", cwd=tmp_path)
+    for helper in ("mount.blockgate", "umount.blockgate"):
+        assert f"usage: {helper}" in run(python.parent / helper, "--help", cwd=tmp_path)
     # Everything of the client can be imported with what is there.
     modules = sorted(
         name.removesuffix(".py").replace("/", ".")

@@ -42,6 +42,7 @@ class Gateway:
         settings: ``BLOCKGATE_…`` variables without their prefix, in lower case.
         env: other variables.
         data_dir: where the data goes instead.
+        start_seconds: for each start.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Gateway:
         settings: Mapping[str, object] | None = None,
         env: Mapping[str, str] | None = None,
         data_dir: Path | None = None,
+        start_seconds: float = 60,
     ) -> None:
         self.folder = folder
         self.data_dir = data_dir or folder / "data"
@@ -66,6 +68,7 @@ class Gateway:
         self._env = dict(env or {})
         self._process: Process | None = None
         self._starts = 0
+        self._start_seconds = start_seconds
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "home").mkdir(exist_ok=True)
 
@@ -104,7 +107,7 @@ class Gateway:
             ready=http_answers(f"{self.url}/readyz"),
             env=env | self._env,
             cwd=_REPOSITORY,
-            start_seconds=60,
+            start_seconds=self._start_seconds,
             stop_seconds=45,
         ).__enter__()
 

@@ -52,6 +52,7 @@ class DiskTier:
         self.used_bytes = 0
         self.sharers = sharers
         self._written = 0
+        self._writing = 0
         self._room = 0
         self._lock = threading.Lock()
         self._sequence = 0
@@ -94,9 +95,12 @@ class DiskTier:
         if self.high_bytes < len(data) + _HEADER.size or self.bypassed:
             return False
         path = self._path(key)
+        size = len(data) + _HEADER.size
         with self._lock:
             self._sequence += 1
             temporary = path.with_name(f"{path.name}.{os.getpid()}.{self._sequence}{_TEMPORARY}")
+            if not self._reserve(size):
+                return False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("xb", buffering=0) as file:
@@ -106,10 +110,12 @@ class DiskTier:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             temporary.rename(path)
         except OSError as error:
-            self._failed(error, temporary)
+            self._failed(error, temporary, size)
             return False
+        finally:
+            with self._lock:
+                self._writing -= size
         self._bypass_seconds = _FIRST_BYPASS_SECONDS
-        self._account(len(data) + _HEADER.size)
         return True
 
     def spans_of(self, blob: str, index_id: str) -> set[int]:
@@ -162,44 +168,53 @@ class DiskTier:
 
     def _measure(self) -> list[tuple[Path, int, float]]:
         files = self._files()
-        self.used_bytes = sum(size for _, size, _ in files)
+        # What is being written has no name yet; it is counted twice for a moment rather than not at all.
+        self.used_bytes = sum(size for _, size, _ in files) + self._writing
         self._written = 0
         self._room = max(0, self.high_bytes - self.used_bytes) // self.sharers
         return files
 
-    def _account(self, size: int) -> None:
-        with self._lock:
-            self._written += size
-            self.used_bytes += size
-            if self._written <= self._room:
-                return
+    def _reserve(self, size: int) -> bool:
+        """Make room before a file is written, so that the budget holds at every moment. ``False`` if there is none."""
+        if self._written + size > self._room:
             # One process evicts at a time; the others find room when they measure next.
             try:
                 with (self.folder / "evict.lock").open("w") as file:
                     fcntl.flock(file, fcntl.LOCK_EX)
-                    self._evict()
+                    self._evict(size)
             except OSError as error:
                 self.write_errors[_name(error)] += 1
+                return False
+            if self.used_bytes + size > self.high_bytes:
+                return False
+        self._written += size
+        self._writing += size
+        self.used_bytes += size
+        return True
 
-    def _evict(self) -> None:
+    def _evict(self, size: int) -> None:
+        """Measure, and make room for ``size`` more bytes if there is none."""
         files = self._measure()
         # With others writing, a little is kept free: the last bytes would be measured again and again.
         spare = 0 if self.sharers == 1 else self.high_bytes // 32
-        if self.used_bytes <= self.high_bytes - spare:
+        if self.used_bytes + size <= self.high_bytes - spare:
             return
-        for path, size, _ in sorted(files, key=lambda entry: entry[2]):
-            if self.used_bytes <= self.low_bytes:
+        low_bytes = min(self.low_bytes, self.high_bytes - size)
+        for path, file_size, _ in sorted(files, key=lambda entry: entry[2]):
+            if self.used_bytes <= low_bytes:
                 break
             with contextlib.suppress(OSError):
                 path.unlink()
                 self.evicted += 1
-                self.used_bytes -= size
+                self.used_bytes -= file_size
         self._room = max(0, self.high_bytes - self.used_bytes) // self.sharers
 
-    def _failed(self, error: OSError, temporary: Path) -> None:
+    def _failed(self, error: OSError, temporary: Path, size: int) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         with self._lock:
+            self.used_bytes -= size
+            self._written -= size
             self.write_errors[_name(error)] += 1
             if self.bypassed:
                 return  # it began before the pause did: one full disk, not one more reason

@@ -18,8 +18,8 @@ from tests.support.processes import wait_until
 
 _SETTINGS = {
     "span_size": "262144",
-    "registry_attempt_seconds": 1,
-    "registry_deadline_seconds": 2,
+    "registry_attempt_seconds": 2,
+    "registry_deadline_seconds": 4,
     "allow_addresses": ["127.0.0.0/8"],
 }
 
@@ -64,8 +64,8 @@ def recovered(gateway: Gateway, tar: bytes, start: int, stop: int) -> None:
         assert answer.status_code != 206 or answer.content == tar[start:stop]
         return answer.status_code == 206
 
-    wait_until(right, what="a right read", seconds=20)
-    wait_until(lambda: gateway.show("app")["state"] == "ready", what="the device", seconds=20)
+    wait_until(right, what="a right read", seconds=60)
+    wait_until(lambda: gateway.show("app")["state"] == "ready", what="the device", seconds=60)
     assert gateway.show("app")["error"] is None
 
 

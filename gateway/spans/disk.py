@@ -199,9 +199,8 @@ class DiskTier:
         spare = 0 if self.sharers == 1 else self.high_bytes // 32
         if self.used_bytes + size <= self.high_bytes - spare:
             return
-        low_bytes = min(self.low_bytes, self.high_bytes - size)
         for path, file_size, _ in sorted(files, key=lambda entry: entry[2]):
-            if self.used_bytes <= low_bytes:
+            if self.used_bytes + size <= self.low_bytes:
                 break
             with contextlib.suppress(OSError):
                 path.unlink()

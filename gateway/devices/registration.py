@@ -196,6 +196,7 @@ class _Registration:
             except (UpstreamError, StorageError) as error:
                 log.warning("proof delayed", device=self._record.name, code=error.code, error=error.detail)
                 await asyncio.sleep(_PROOF_RETRY_SECONDS)
+        await self._settle_reports()
         await self._catalog.update(self._record, verification="verified", progress=None)
         provisional.remove(self._ingest.folders, chosen.layers[0].descriptor.digest, self._spec.zinfo)
 
@@ -203,15 +204,18 @@ class _Registration:
         (layer,) = chosen.layers
         assert self._spec.zinfo is not None  # noqa: S101 - run() looked
         blob = self._access.blob(layer.descriptor)
-        table = provisional.load(self._artifacts, self._spec.zinfo, layer.descriptor.size)
-        index = await provisional.build(
-            self._ingest.folders,
-            blob,
-            layer.descriptor.digest,
-            layer.descriptor.size,
-            table,
-            self._spec.zinfo,
-        )
+        try:
+            table = provisional.load(self._artifacts, self._spec.zinfo, layer.descriptor.size)
+            index = await provisional.build(
+                self._ingest.folders,
+                blob,
+                layer.descriptor.digest,
+                layer.descriptor.size,
+                table,
+                self._spec.zinfo,
+            )
+        finally:
+            await blob.aclose()
         try:
             segments, contents = await self._arrange(chosen, [index])
         finally:

@@ -9,18 +9,13 @@ from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import FileResponse
 
 from gateway import errors
+from gateway.api.context import services_of
 from gateway.api.problems import responses
 from gateway.api.schemas import ArtifactView
-from gateway.services import Services
 
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
 
 Digest = Annotated[str, Path(description="`sha256:` and 64 hexadecimal digits", max_length=200)]
-
-
-def _services(request: Request) -> Services:
-    services: Services = request.app.state.services
-    return services
 
 
 @router.put(
@@ -41,7 +36,7 @@ def _services(request: Request) -> Services:
 )
 async def upload(digest: Digest, request: Request, response: Response) -> ArtifactView:
     """Upload an artifact; 422 when its bytes have another digest than the URL says."""
-    services = _services(request)
+    services = services_of(request)
     created = await services.artifacts.put(digest, request.stream())
     response.status_code = 201 if created else 200
     return ArtifactView(digest=digest, size=services.artifacts.find(digest).stat().st_size)
@@ -58,7 +53,7 @@ async def upload(digest: Digest, request: Request, response: Response) -> Artifa
 @router.head("/{digest}", response_class=Response, responses=responses(errors.ArtifactNotFound))
 async def download(digest: Digest, request: Request) -> Response:
     """An artifact's bytes. Their digest is the entity tag, so they are checked before any of them is sent."""
-    artifacts = _services(request).artifacts
+    artifacts = services_of(request).artifacts
     path = artifacts.find(digest)
     headers = {"etag": f'"{digest}"', "cache-control": "max-age=31536000, immutable", "accept-ranges": "none"}
     if request.method == "HEAD":

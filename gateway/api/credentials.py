@@ -10,13 +10,13 @@ from fastapi import APIRouter, Path, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, model_validator
 
 from gateway import errors
+from gateway.api.context import services_of
 from gateway.api.problems import responses
 from gateway.api.schemas import CredentialList, CredentialView
 from gateway.devices.spec import DEVICE_NAME, check_name
 from gateway.errors import CredentialsNotFound, InvalidReference, InvalidRequest
 from gateway.registry.credentials import Credentials
 from gateway.registry.reference import parse_reference
-from gateway.services import Services
 
 router = APIRouter(prefix="/v1/credentials", tags=["credentials"])
 
@@ -45,11 +45,6 @@ class CredentialBody(BaseModel):
         return self
 
 
-def _services(request: Request) -> Services:
-    services: Services = request.app.state.services
-    return services
-
-
 @router.put(
     "/{name}",
     status_code=201,
@@ -64,7 +59,7 @@ async def store(name: Name, body: CredentialBody, request: Request, response: Re
     An entry of the configuration wins over them, so its name is refused here.
     """
     check_name(name)
-    services = _services(request)
+    services = services_of(request)
     if name in services.settings.credentials:
         raise InvalidRequest(f"the configuration has credentials {name!r}, which win; choose another name")
     hosts = tuple(dict.fromkeys(_host(text) for text in body.hosts))
@@ -77,7 +72,7 @@ async def store(name: Name, body: CredentialBody, request: Request, response: Re
 @router.get("", responses=responses(errors.StorageError))
 async def listing(request: Request) -> CredentialList:
     """Names and hosts of what was stored here, by name; entries of the configuration are not shown."""
-    entries = await asyncio.to_thread(_services(request).credentials.entries)
+    entries = await asyncio.to_thread(services_of(request).credentials.entries)
     return CredentialList(
         credentials=[
             CredentialView(name=name, hosts=list(entry.hosts)) for name, entry in sorted(entries.items())
@@ -90,7 +85,7 @@ async def listing(request: Request) -> CredentialList:
 )
 async def remove(name: Name, request: Request) -> Response:
     """Forget credentials. Devices that name them are refused by their registry from the next request on."""
-    if not await asyncio.to_thread(_services(request).credentials.remove, name):
+    if not await asyncio.to_thread(services_of(request).credentials.remove, name):
         raise CredentialsNotFound(f"no credentials are stored under the name {name[:140]!r}")
     return Response(status_code=HTTPStatus.NO_CONTENT)
 

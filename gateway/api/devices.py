@@ -11,12 +11,12 @@ from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import StreamingResponse
 
 from gateway import errors
+from gateway.api.context import services_of
 from gateway.api.problems import responses
 from gateway.api.schemas import DeviceDetail, DeviceList, DeviceView, detail, view
 from gateway.devices.records import DeviceRecord
 from gateway.devices.spec import DeviceSpec, check_name
 from gateway.errors import DeviceNotFound
-from gateway.services import Services
 
 _EVENT_SECONDS = 0.5
 _KEEPALIVE_EVENTS = 30
@@ -24,11 +24,6 @@ _KEEPALIVE_EVENTS = 30
 router = APIRouter(prefix="/v1/devices", tags=["devices"])
 
 Name = Annotated[str, Path(description="Device name: `[a-z0-9][a-z0-9._-]{0,127}`", max_length=200)]
-
-
-def _services(request: Request) -> Services:
-    services: Services = request.app.state.services
-    return services
 
 
 def _base(request: Request) -> str:
@@ -57,7 +52,7 @@ async def register(name: Name, spec: DeviceSpec, request: Request, response: Res
     202 while it is being indexed (follow it with `/events`, or ask again), 200 when the same specification exists, 409 when
     another one does. Every failure of the registration itself is shown in the device's `state` and `error`.
     """
-    services = _services(request)
+    services = services_of(request)
     check_name(name)
     services.check_spec(spec)
     record, created = await services.catalog.create(name, spec)
@@ -71,7 +66,7 @@ async def register(name: Name, spec: DeviceSpec, request: Request, response: Res
 @router.get("", response_model=DeviceList, responses=responses(errors.StorageError))
 async def listing(request: Request) -> DeviceList:
     """All devices, by name."""
-    records = await _services(request).catalog.all()
+    records = await services_of(request).catalog.all()
     return DeviceList(devices=[view(record, _base(request)) for record in records])
 
 
@@ -80,13 +75,13 @@ async def listing(request: Request) -> DeviceList:
 )
 async def show(name: Name, request: Request) -> DeviceDetail:
     """One device."""
-    return detail(await _services(request).catalog.get(name), _base(request))
+    return detail(await services_of(request).catalog.get(name), _base(request))
 
 
 @router.delete("/{name}", status_code=204, responses=responses(errors.DeviceNotFound, errors.StorageError))
 async def remove(name: Name, request: Request) -> Response:
     """Remove a device, whatever its state. What was indexed and cached stays for other devices."""
-    services = _services(request)
+    services = services_of(request)
     record = await services.catalog.delete(name)
     await services.registrar.cancel(record)
     return Response(status_code=HTTPStatus.NO_CONTENT)
@@ -108,13 +103,13 @@ async def events(name: Name, request: Request) -> StreamingResponse:
 
     The stream ends by itself once the device has reached a state that does not change on its own.
     """
-    record = await _services(request).catalog.get(name)
+    record = await services_of(request).catalog.get(name)
     stream = _follow(request, record)
     return StreamingResponse(stream, media_type="text/event-stream", headers={"cache-control": "no-store"})
 
 
 async def _follow(request: Request, record: DeviceRecord) -> AsyncIterator[str]:
-    services, base_url = _services(request), _base(request)
+    services, base_url = services_of(request), _base(request)
     shown = ""
     quiet = 0
     uid = record.uid

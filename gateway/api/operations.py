@@ -10,27 +10,22 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 
 from gateway import errors
+from gateway.api.context import services_of
 from gateway.api.problems import responses
 from gateway.api.schemas import CacheDropped, CacheView, CheckView, HealthView, TierView
 from gateway.errors import BlockgateError
 from gateway.metrics import expose
 from gateway.observe.observation import Observation
-from gateway.services import Services
 
 router = APIRouter()
 
 Verbose = Annotated[str | None, Query(description="List the checks")]
 
 
-def _services(request: Request) -> Services:
-    services: Services = request.app.state.services
-    return services
-
-
 @router.get("/v1/cache", tags=["cache"])
 async def occupancy(request: Request) -> CacheView:
     """How full the caches are."""
-    store = _services(request).store
+    store = services_of(request).store
     memory, disk = store.memory, store.disk
     return CacheView(
         memory=TierView(
@@ -53,7 +48,7 @@ async def occupancy(request: Request) -> CacheView:
 @router.delete("/v1/cache", tags=["cache"], responses=responses(errors.StorageError))
 async def drop(request: Request) -> CacheDropped:
     """Drop everything that can be fetched again. Indexes and artifacts stay."""
-    return CacheDropped(freed_bytes=await _services(request).store.drop())
+    return CacheDropped(freed_bytes=await services_of(request).store.drop())
 
 
 @router.get(
@@ -84,7 +79,7 @@ async def livez() -> HealthView:
 @router.get("/readyz", tags=["health"], responses={503: {"model": HealthView, "description": "Not ready"}})
 async def readyz(request: Request, response: Response, verbose: Verbose = None) -> HealthView:
     """Ready to serve: the catalog answers, and the process is not draining. A registry that is down does not matter."""
-    services = _services(request)
+    services = services_of(request)
     checks = []
     try:
         await services.catalog.check()

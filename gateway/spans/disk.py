@@ -108,13 +108,13 @@ class DiskTier:
                 total = sum(len(piece) for piece in pieces)
                 if os.writev(file.fileno(), pieces) != total:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            temporary.rename(path)
+            # In one step for whoever measures: either a write under way or a file, never both.
+            with self._lock:
+                temporary.rename(path)
+                self._writing -= size
         except OSError as error:
             self._failed(error, temporary, size)
             return False
-        finally:
-            with self._lock:
-                self._writing -= size
         self._bypass_seconds = _FIRST_BYPASS_SECONDS
         return True
 
@@ -168,7 +168,7 @@ class DiskTier:
 
     def _measure(self) -> list[tuple[Path, int, float]]:
         files = self._files()
-        # What is being written has no name yet; it is counted twice for a moment rather than not at all.
+        # What is being written has no name yet.
         self.used_bytes = sum(size for _, size, _ in files) + self._writing
         self._written = 0
         self._room = max(0, self.high_bytes - self.used_bytes) // self.sharers
@@ -214,6 +214,7 @@ class DiskTier:
         with self._lock:
             self.used_bytes -= size
             self._written -= size
+            self._writing -= size
             self.write_errors[_name(error)] += 1
             if self.bypassed:
                 return  # it began before the pause did: one full disk, not one more reason

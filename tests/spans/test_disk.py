@@ -224,6 +224,24 @@ def test_a_cache_folder_that_cannot_be_made_leaves_the_store_without_a_disk(tmp_
     assert tier.drop() == 0
 
 
+def test_a_write_is_counted_once_at_every_moment(tier, monkeypatch):
+    measured = []
+    threads = []
+
+    def rename_and_let_somebody_measure(self, target):
+        os.rename(self, target)
+        thread = threading.Thread(target=lambda: measured.append(tier.measure()))
+        thread.start()
+        threads.append(thread)
+        thread.join(0.2)
+
+    monkeypatch.setattr(module.Path, "rename", rename_and_let_somebody_measure)
+    assert tier.write(KEY, DATA, DIGEST)
+    for thread in threads:
+        thread.join()
+    assert measured == [len(DATA) + HEADER_BYTES]
+
+
 def test_a_span_larger_than_the_budget_is_not_written(tmp_path):
     tier = DiskTier(tmp_path, len(DATA) + HEADER_BYTES - 1)
     assert not tier.write(KEY, DATA, DIGEST)

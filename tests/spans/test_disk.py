@@ -228,8 +228,10 @@ def test_a_write_is_counted_once_at_every_moment(tier, monkeypatch):
     measured = []
     threads = []
 
+    rename = module.Path.rename
+
     def rename_and_let_somebody_measure(self, target):
-        os.rename(self, target)
+        rename(self, target)
         thread = threading.Thread(target=lambda: measured.append(tier.measure()))
         thread.start()
         threads.append(thread)

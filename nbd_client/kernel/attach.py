@@ -142,7 +142,7 @@ class KernelAttachment:
         for _ in range(_SETTLE_TRIES):
             state = self._sysfs.state(index)
             if state is not None and state.size == size:
-                self._sysfs.tune(index, request_kib=1024, readahead_kib=4096)
+                await asyncio.to_thread(self._sysfs.tune, index, request_kib=1024, readahead_kib=4096)
                 return
             await asyncio.sleep(_PAUSE_SECONDS)
         await self.detach(index)

@@ -57,7 +57,7 @@ class IoctlAttachment:
         self._devices[index] = (device, thread)
         thread.start()
         await self._until(index, size)
-        self._sysfs.tune(index, request_kib=1024, readahead_kib=4096)
+        await asyncio.to_thread(self._sysfs.tune, index, request_kib=1024, readahead_kib=4096)
         return index
 
     async def reattach(self, serve: Serve, *, backend: str, index: int) -> None:

@@ -68,7 +68,11 @@ class Sysfs:
         return [state for state in map(self.state, indexes) if state is not None]
 
     def tune(self, index: int, *, request_kib: int, readahead_kib: int) -> None:
-        """Let the kernel ask for more at once than its 128 KiB. As far as it allows it: only speed is at stake."""
+        """Let the kernel ask for more at once than its 128 KiB. As far as it allows it: only speed is at stake.
+
+        Blocks until the device's server answered every read that is under way (the kernel freezes the queue), so it must not
+        be called from the server's own thread: udev reads a device as soon as it has a size.
+        """
         queue = self._root / f"nbd{index}" / "queue"
         hardware = _read(queue / "max_hw_sectors_kb")
         if hardware:

@@ -6,14 +6,19 @@ import compileall
 import gzip
 import random
 import re
+import socketserver
 import stat
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.support.guest import run_in_guest
+from tests.support.gateway import Gateway
+from tests.support.guest import HOST, run_in_guest
 from tests.support.ocilayout import OciLayout, gzip_layer
 from tests.support.programs import program
 from tests.support.unpacked import Member, pack
@@ -53,21 +58,48 @@ def image(tmp_path):
     return tmp_path
 
 
+@contextmanager
+def controlled(**calls: Callable[[], object]) -> Iterator[int]:
+    """Listen on a port of the loopback; for each line that names a call, do it and then say done."""
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            calls[self.rfile.readline().decode().strip()]()
+            self.wfile.write(b"done\n")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            serving.join()
+
+
 @pytest.mark.real
-@pytest.mark.timeout(300)
-def test_devices_of_a_real_kernel(image):
+@pytest.mark.timeout(600)
+def test_devices_of_a_real_kernel(image, record_property):
     program_in_guest = HERE / "guest" / "guest_kernel.py"
-    argv = [
-        "env",
-        f"PYTHONPATH={HERE.parents[1]}",
-        "PYTHONDONTWRITEBYTECODE=1",
-        sys.executable,
-        program_in_guest,
-    ]
     # The guest cannot write here: what is not compiled yet would be compiled in every process, emulated.
-    for package in ("gateway", "nbd_client", "tests/support"):
+    for package in ("nbd_client", "tests/support"):
         compileall.compile_dir(HERE.parents[1] / package, quiet=2)
-    ended = run_in_guest(argv, share=image, seconds=270)
-    assert ended.returncode == 0, ended.output
+    environment = [f"PYTHONPATH={HERE.parents[1]}", "PYTHONDONTWRITEBYTECODE=1"]
+    with Gateway(image / "gateway", oci_roots=[image / "layout"]) as gateway:
+        body = {"source": {"image": f"oci:{image / 'layout'}:latest"}, "layout": "filesystem"}
+        device = gateway.register("image", body)
+        assert device["state"] == "ready", device
+        kinds = [segment["kind"] for segment in device["segments"]]
+        assert (kinds[0], kinds.count("gzip")) == ("metadata", 2), kinds
+        with controlled(kill=gateway.kill, start=gateway.start) as port:
+            url = gateway.data_url("image").replace("127.0.0.1", HOST)
+            arguments = [url, str(device["size"]), HOST, str(port)]
+            argv = ["env", *environment, sys.executable, program_in_guest, *arguments]
+            ended = run_in_guest(argv, share=image, seconds=550)
+        assert ended.returncode == 0, f"{ended.output}\n{gateway.log}"
+        assert gateway.stop() == 0, gateway.log
+    sys.stdout.write(ended.output)  # seconds of each scenario; shown by -rP
+    for name, value in re.findall(r"FIGURE (.+): (.+)", ended.output):
+        record_property(name, value)
     wanted = re.findall(r"async def (scenario_\w+)", program_in_guest.read_text())
     assert re.findall(r"PASSED (scenario_\w+)", ended.output) == wanted

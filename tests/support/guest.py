@@ -1,8 +1,9 @@
 """A throw-away guest with a real nbd driver: a stock kernel under software emulation, on this machine's own files.
 
 The guest's root is this machine's `/`, read-only, over virtiofs: there is no image to build, and virtual environments
-work inside, as far as they lie on the root's own filesystem. It has a loopback interface, no other network, and one folder
-that it can write.
+work inside, as far as they lie on the root's own filesystem. There is one folder that it can write. It has a loopback
+interface of its own and reaches what listens on this machine's, at `HOST`, but no other network: servers that need not
+be emulated run out here, a dozen times as fast.
 """
 
 import os
@@ -22,6 +23,9 @@ from tests.support.processes import Process, require_program
 # QEMU's part up to Debian 12, a package of its own since.
 _VIRTIOFSD = (Path("/usr/libexec/virtiofsd"), Path("/usr/lib/qemu/virtiofsd"))
 
+HOST = "10.0.2.2"
+"""Where a server that listens on this machine's 127.0.0.1 is found from inside (QEMU's user networking)."""
+
 _INIT = """\
 #!/bin/sh
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/run/home LANG=C.UTF-8
@@ -34,8 +38,10 @@ mount -t tmpfs shm /dev/shm
 for folder in /run /mnt /var/tmp; do mount -t tmpfs tmpfs $folder; done
 mkdir -p /run/home /run/share
 mount -t virtiofs share /run/share
+for module in nbd erofs overlay loop virtio_net; do modprobe -d {kernel} $module; done
 ip link set lo up
-for module in nbd erofs overlay loop; do modprobe -d {kernel} $module; done
+ip addr add 10.0.2.15/24 dev eth0
+ip link set eth0 up
 cd {cwd}
 SHARE=/run/share {command} </dev/null >/run/share/output 2>&1
 echo $? >/run/share/status
@@ -94,9 +100,10 @@ def run_in_guest(
                 stack.enter_context(Process(server, log=state / f"{name}.log", ready=exists))
             machine = [qemu, *_machine(state, memory)]
             machine += ["-kernel", str(kernel / f"boot/vmlinuz-{release}"), "-append"]
-            # An emulated timer on a busy machine fails the kernel's check of it, which ends in a panic.
-            options = "console=ttyS0 quiet panic=-1 no_timer_check root=hostroot rootfstype=virtiofs ro"
-            machine += [f"{options} init={init}"]
+            # An emulated timer on a busy machine fails the kernel's check of it, which ends in a panic. An emulated
+            # processor has nothing to mitigate, and mitigations are emulated dearly.
+            options = "console=ttyS0 quiet panic=-1 no_timer_check mitigations=off"
+            machine += [f"{options} root=hostroot rootfstype=virtiofs ro init={init}"]
             try:
                 console = subprocess.run(
                     machine,
@@ -107,7 +114,11 @@ def run_in_guest(
                     check=False,
                 ).stdout.decode(errors="replace")
             except subprocess.TimeoutExpired as error:
-                raise TimeoutError(f"the guest did not end within {seconds:g} s: {error.output!r}") from error
+                output = share / "output"
+                said = output.read_text(errors="replace") if output.exists() else ""
+                console = (error.output or b"").decode(errors="replace")
+                text = f"the guest did not end within {seconds:g} s"
+                raise TimeoutError(f"{text}; console:\n{console[-4000:]}\noutput:\n{said}") from error
     status = share / "status"
     if not status.exists():
         raise RuntimeError(f"the guest ended without running the command:\n{console[-4000:]}")
@@ -160,6 +171,8 @@ def _machine(state: Path, memory: str) -> list[str]:
         "node,memdev=mem",
     ]
     arguments += ["-device", "virtio-rng-pci"]
+    # No boot ROM: it is in a package of its own. No route leads beyond HOST.
+    arguments += ["-netdev", "user,id=host,ipv6=off", "-device", "virtio-net-pci,netdev=host,romfile="]
     for tag, name in (("hostroot", "root"), ("share", "share")):
         arguments += ["-chardev", f"socket,id={name},path={state / name}.socket"]
         arguments += ["-device", f"vhost-user-fs-pci,chardev={name},tag={tag}"]

@@ -45,7 +45,7 @@ IDLE_DEVICES = 100
 # When the driver's timer ends, it sends again what a killed agent had taken and not answered: after 90 s by itself.
 RESENT_MILLISECONDS = 5000
 # For what takes moments on a machine with nothing else to do.
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 120
 MOUNTPOINT = Path("/mnt/image")
 
 
@@ -438,7 +438,7 @@ async def main(device_url: str, device_bytes: str, host: str, port: str) -> int:
                 continue
             began = time.monotonic()
             try:
-                await asyncio.wait_for(scenario(sources), 200)
+                await asyncio.wait_for(scenario(sources), 300)
             except BaseException:  # the report is the point
                 failed = True
                 traceback.print_exc(file=sys.stdout)

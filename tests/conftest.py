@@ -1,7 +1,9 @@
-"""On CI every test runs: there a skip is a failure that gives the skip's reason."""
+"""On CI every test runs: there a skip is a failure that gives the skip's reason. And a clock that tests move."""
 
+import asyncio
 import os
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -32,3 +34,19 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     _refuse_skip(report)
     return report
+
+
+@pytest.fixture
+def leap(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Lets seconds go by for event loops: what waits for a moment that has passed then wakes at once.
+
+    A time limit that is long enough for any machine is met so without being waited for.
+    """
+    ahead = 0.0
+
+    def leap(seconds: float) -> None:
+        nonlocal ahead
+        ahead += seconds
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "time", lambda _: time.monotonic() + ahead)
+    return leap

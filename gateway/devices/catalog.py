@@ -11,7 +11,7 @@ import mmap
 import os
 import uuid
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -82,6 +82,7 @@ class Catalog:
         self.generation = generation
         self._executor = executor
         self._engine = open_engine(url)
+        self._calls: set[Future[Any]] = set()
 
     async def create(self, name: str, spec: DeviceSpec) -> tuple[DeviceRecord, bool]:
         """Insert a device in state ``indexing``; ``False`` with the record that is there when its spec is the same.
@@ -189,25 +190,30 @@ class Catalog:
         )
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, once the calls under way have given theirs back: a caller may be gone before its call."""
+        wait(self._calls)
         self._engine.dispose()
 
     async def _read(self, work: Callable[[sa.Connection], T]) -> T:
         return await self._run(work)
 
     async def _write(self, work: Callable[[sa.Connection], T], *, quiet: bool = False) -> T:
-        result = await self._run(work)
-        if not quiet:
-            self.generation.advance()
-        return result
+        return await self._run(work, advance=not quiet)
 
-    async def _run(self, work: Callable[[sa.Connection], T]) -> T:
+    async def _run(self, work: Callable[[sa.Connection], T], *, advance: bool = False) -> T:
         def call() -> T:
             with self._engine.begin() as connection:
-                return work(connection)
+                result = work(connection)
+            # Here, not where the caller waits: what is committed must be told even if the caller was cancelled.
+            if advance:
+                self.generation.advance()
+            return result
 
+        future = self._executor.submit(call)
+        self._calls.add(future)
+        future.add_done_callback(self._calls.discard)
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+            return await asyncio.wrap_future(future)
         except DuplicateRow:
             raise
         except SQLAlchemyError as error:

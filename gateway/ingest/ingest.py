@@ -91,23 +91,26 @@ class Ingest:
                 supplied=supplied,
                 supplied_digest=supplied_digest,
             )
-            feeding: asyncio.Future[None] | None = None
+            running: asyncio.Future[object] | None = None
             try:
                 done = 0
                 async for piece in _gather(blob.stream()):
                     # While one piece is worked on, the next one arrives.
-                    if feeding is not None:
-                        await feeding
-                    feeding = loop.run_in_executor(self._executor, work.feed, piece)
+                    if running is not None:
+                        await _result(running)
+                    running = loop.run_in_executor(self._executor, work.feed, piece)
                     done += len(piece)
                     progress(done, promise.size)
-                if feeding is not None:
-                    await feeding
-                await loop.run_in_executor(self._executor, work.finish)
+                if running is not None:
+                    await _result(running)
+                running = loop.run_in_executor(self._executor, work.finish)
+                await _result(running)
             finally:
-                if feeding is not None and not feeding.done():
-                    await asyncio.wait([feeding])
-                await loop.run_in_executor(self._executor, work.close)
+                # A thread is not cancelled with who waits for it: it ends before its files are closed and removed.
+                cancelled = running is not None and await _outlasted(running)
+                cancelled |= await _outlasted(loop.run_in_executor(self._executor, work.close))
+                if cancelled:
+                    raise asyncio.CancelledError
 
     @asynccontextmanager
     async def _turn(self, blob: str, name: str) -> AsyncIterator[None]:
@@ -133,6 +136,25 @@ def _keep(promise: Promise, found: LayerIndex) -> None:
         raise DiffIdMismatch(
             f"the decompressed layer's digest is {facts.sha256}, the image's configuration says {promise.diff_id}"
         )
+
+
+async def _result(running: asyncio.Future[object]) -> None:
+    """Wait for a thread's work; cancelling the caller leaves the work alone."""
+    await asyncio.wait([running])
+    running.result()
+
+
+async def _outlasted(running: asyncio.Future[object]) -> bool:
+    """Wait for a thread's work, whatever its outcome; returns whether the caller was cancelled meanwhile."""
+    cancelled = False
+    while not running.done():
+        try:
+            await asyncio.wait([running])
+        except asyncio.CancelledError:
+            cancelled = True
+    if not running.cancelled():
+        running.exception()  # whoever wanted the outcome has it
+    return cancelled
 
 
 async def _gather(stream: AsyncIterator[Bytes]) -> AsyncIterator[bytes]:

@@ -2,12 +2,11 @@
 
 import asyncio
 import io
+import itertools
 import random
-import sysconfig
 import tarfile
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from pathlib import Path
 from typing import Any, Self
 
 import pytest
@@ -17,7 +16,10 @@ from tests.support.faultregistry import FaultRegistry, Reply, Request
 from tests.support.gateway import Gateway
 
 Figure = Callable[[str, object], None]
-SMALL_TAR_BYTES = 5 << 20
+SMALL_TAR_BYTES = 5_500_000
+
+_WORDS = ["".join(random.Random(n).choices("etaoinshrdlucmfpgwybvk_", k=2 + n % 9)) for n in range(4000)]
+_FREQUENCIES = list(itertools.accumulate(1 / (rank + 3) for rank in range(4000)))
 
 
 @pytest.fixture
@@ -26,21 +28,32 @@ def figure(record_property: Callable[[str, object], None]) -> Figure:
     return record_property
 
 
+def program_text(chance: random.Random, size: int) -> bytes:
+    """``size`` bytes that compress to a third, as sources of programs do."""
+    lines: list[str] = []
+    length = 0
+    while length < size:
+        words = " ".join(chance.choices(_WORDS, cum_weights=_FREQUENCIES, k=chance.randint(1, 10)))
+        lines.append("    " * chance.randint(0, 4) + words + "\n")
+        length += len(lines[-1])
+    return "".join(lines).encode()[:size]
+
+
 @pytest.fixture(scope="session")
 def small_tar() -> bytes:
-    """A tar of 5 MiB as a layer is: program text of all sizes, links, folders."""
-    root = Path(sysconfig.get_path("stdlib"))
+    """A tar of 5.5 MB as a layer is: text of all sizes, a link, folders. The same bytes on every machine."""
+    chance = random.Random(5)
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        for path in sorted(root.rglob("*.py")):
-            if out.tell() > SMALL_TAR_BYTES:
-                break
-            content = path.read_bytes()
-            info = tarfile.TarInfo(f"lib/{path.relative_to(root)}")
+        number = 0
+        while out.tell() <= SMALL_TAR_BYTES:
+            content = program_text(chance, min(200_000, int(chance.lognormvariate(9, 1.5))))
+            info = tarfile.TarInfo(f"lib/package{number % 7}/file{number}.py")
             info.size, info.mtime, info.mode = len(content), 1_700_000_000, 0o644
             tar.addfile(info, io.BytesIO(content))
+            number += 1
         link = tarfile.TarInfo("lib/link")
-        link.type, link.linkname, link.mtime = tarfile.SYMTYPE, "os.py", 1_700_000_000
+        link.type, link.linkname, link.mtime = tarfile.SYMTYPE, "package0/file0.py", 1_700_000_000
         tar.addfile(link)
     return out.getvalue()
 

@@ -41,8 +41,8 @@ def tars(small_tar: bytes, tmp_path_factory: pytest.TempPathFactory) -> list[Pat
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for name, content in (
-            ("lib/abc.py", b"replaced" * 1000),
-            ("lib/.wh.ast.py", b""),
+            ("lib/package0/file0.py", b"replaced" * 1000),
+            ("lib/package1/.wh.file1.py", b""),
             ("new/file", b"x" * 70_000),
         ):
             info = tarfile.TarInfo(name)

@@ -150,7 +150,7 @@ def test_a_debian_root_a_source_archive_and_every_kind_of_entry_are_what_gnu_tar
         made.add(os.path.relpath(folder, unpacked))
     count, different = differences(image, unpacked, made, tmp_path)
     assert different == {}
-    assert count > 12_000
+    assert count > 6_000  # Debian's releases differ
     assert os.path.islink(unpacked / "bin")  # noqa: PTH114
     figure(
         "Debian root, source archive, every kind of entry, mounted: entries compared / different",

@@ -83,10 +83,49 @@ def parse_events(text):
     return found
 
 
-async def test_events_follow_a_registration_to_its_end(gateway, monkeypatch):
-    monkeypatch.setattr(module, "_EVENT_SECONDS", 0.005)
-    await gateway.put("base", layout="tar", layer={"index": 0})
-    answer = await asyncio.wait_for(gateway.client.get("/v1/devices/base/events"), 30)
+class Followed:
+    """The events of the device ``base``, whose registration does not begin by itself."""
+
+    def __init__(self, gateway, monkeypatch) -> None:
+        self._gateway = gateway
+        self._begin = gateway.services.registrar.begin
+        self._record = None
+        self._looks = asyncio.Semaphore(0)
+        self._get = gateway.services.catalog.get
+        monkeypatch.setattr(module, "_EVENT_SECONDS", 0.001)
+        monkeypatch.setattr(gateway.services.registrar, "begin", self._keep)
+        monkeypatch.setattr(gateway.services.catalog, "get", self._look)
+
+    def _keep(self, record) -> None:
+        self._record = record
+
+    async def _look(self, name):
+        self._looks.release()
+        return await self._get(name)
+
+    async def follow(self, looks: int = 2) -> asyncio.Task:
+        """Ask for the events; returns when the device was looked at so often. The first event is sent before the second."""
+        await self._gateway.put("base", layout="tar", layer={"index": 0})
+        self._looks = asyncio.Semaphore(0)
+        following = asyncio.create_task(self._gateway.client.get("/v1/devices/base/events"))
+        async with asyncio.timeout(30):
+            for _ in range(looks):
+                await self._looks.acquire()
+        return following
+
+    def begin(self) -> None:
+        self._begin(self._record)
+
+
+@pytest.fixture
+def followed(gateway, monkeypatch):
+    return Followed(gateway, monkeypatch)
+
+
+async def test_events_follow_a_registration_to_its_end(followed):
+    following = await followed.follow()
+    followed.begin()
+    answer = await asyncio.wait_for(following, 30)
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert answer.headers["cache-control"] == "no-store"
     found = parse_events(answer.text)
@@ -103,12 +142,8 @@ async def test_events_of_a_finished_device_are_one(gateway):
 
 
 @pytest.mark.parametrize("anew", [False, True])
-async def test_events_of_a_device_that_is_removed_end_with_gone(gateway, monkeypatch, anew):
-    monkeypatch.setattr(module, "_EVENT_SECONDS", 0.005)
-    monkeypatch.setattr(gateway.services.registrar, "begin", lambda _record: None)
-    await gateway.put("base", layout="tar", layer={"index": 0})
-    following = asyncio.create_task(gateway.client.get("/v1/devices/base/events"))
-    await asyncio.sleep(0.01)
+async def test_events_of_a_device_that_is_removed_end_with_gone(gateway, followed, anew):
+    following = await followed.follow()
     await gateway.client.delete("/v1/devices/base")
     if anew:
         await gateway.put("base", layout="tar", layer={"index": 0})
@@ -116,13 +151,9 @@ async def test_events_of_a_device_that_is_removed_end_with_gone(gateway, monkeyp
     assert parse_events(answer.text)[-1] == ("gone", {})
 
 
-async def test_a_quiet_stream_says_that_it_is_still_there(gateway, monkeypatch):
-    monkeypatch.setattr(module, "_EVENT_SECONDS", 0.001)
+async def test_a_quiet_stream_says_that_it_is_still_there(gateway, followed, monkeypatch):
     monkeypatch.setattr(module, "_KEEPALIVE_EVENTS", 2)
-    monkeypatch.setattr(gateway.services.registrar, "begin", lambda _record: None)
-    await gateway.put("base", layout="tar", layer={"index": 0})
-    following = asyncio.create_task(gateway.client.get("/v1/devices/base/events"))
-    await asyncio.sleep(0.05)
+    following = await followed.follow(looks=5)
     await gateway.client.delete("/v1/devices/base")
     assert ": still here" in (await asyncio.wait_for(following, 30)).text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from datetime import UTC, datetime
 
 import pytest
@@ -174,6 +175,26 @@ async def test_creating_while_others_delete_ends_in_a_device(catalog, open_catal
     record, created = await catalog.create("one", SPEC)
     assert created
     assert record.spec == SPEC
+
+
+async def test_a_change_whose_caller_is_gone_is_told_and_closing_waits_for_it(catalog):
+    begun, go, ended = threading.Event(), threading.Event(), []
+
+    def slow(connection):
+        begun.set()
+        assert go.wait(20)
+        ended.append(connection.execute(sa.select(1)).scalar())
+
+    before = catalog.generation.value()
+    caller = asyncio.create_task(catalog._write(slow))
+    assert await asyncio.to_thread(begun.wait, 20)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    asyncio.get_running_loop().call_later(0.1, go.set)
+    await asyncio.to_thread(catalog.close)
+    assert ended == [1]
+    assert catalog.generation.value() != before
 
 
 async def test_a_database_that_does_not_answer_is_a_storage_error_without_sql(tmp_path, executor):

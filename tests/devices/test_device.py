@@ -151,12 +151,10 @@ async def test_a_long_answer_is_fetched_side_by_side_a_bounded_way_ahead(make_st
     stream = device.stream(0, device.size)
     first = asyncio.create_task(anext(stream))
     await sources[0].asked()
-    for _ in range(50):
-        await asyncio.sleep(0.001)
-        begun = sum(len(source.reads) for source in sources)
-        if begun >= 12:
-            break
-    assert 1 < begun <= 12
+    async with asyncio.timeout(20):
+        while (begun := sum(len(source.reads) for source in sources)) < 2:
+            await asyncio.sleep(0.001)
+    assert begun <= 12
     for source in sources:
         source.gate.set()
     rest = [bytes(await first)] + [bytes(piece) async for piece in stream]

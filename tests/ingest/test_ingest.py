@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -19,7 +20,7 @@ from gateway.ingest import metadata
 from gateway.ingest.decompress import decompressed
 from gateway.ingest.folder import LayerFolders
 from gateway.ingest.ingest import Ingest
-from gateway.ingest.layer_pass import Promise
+from gateway.ingest.layer_pass import LayerPass, Promise
 from gateway.ingest.metadata import build_file, build_in_process
 from gateway.spans.index import SPANS, TOC
 from tests.support import gzips
@@ -118,6 +119,36 @@ async def test_a_cancelled_pass_leaves_nothing_and_lets_the_next_one_in(ingest):
     assert leftovers(ingest) == []
     blob.gate = None
     await asyncio.wait_for(ingest.index(blob, PROMISE, "gzip", progress=lambda *_: None), 20)
+
+
+@pytest.mark.parametrize("method", ["feed", "finish", "close"])
+async def test_a_pass_that_is_cancelled_while_a_thread_works_for_it_ends_after_the_thread(
+    ingest, monkeypatch, method
+):
+    begun, go, done = threading.Event(), threading.Event(), []
+    close = LayerPass.close
+
+    def slow(self, *args):
+        begun.set()
+        assert go.wait(20)
+        result = work(self, *args)
+        done.append(method)
+        return result
+
+    def closing(self):
+        close(self)
+        done.append("closed")
+
+    monkeypatch.setattr(LayerPass, "close", closing)
+    work = getattr(LayerPass, method)
+    monkeypatch.setattr(LayerPass, method, slow)
+    task = asyncio.create_task(ingest.index(MemoryBlob(BLOB), PROMISE, "gzip", progress=lambda *_: None))
+    assert await asyncio.to_thread(begun.wait, 20)
+    task.cancel()
+    asyncio.get_running_loop().call_later(0.05, go.set)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert done == (["closed", "close"] if method == "close" else [method, "closed"])
 
 
 # Metadata in a process of its own

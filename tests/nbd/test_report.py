@@ -110,8 +110,7 @@ async def test_the_gateway_shows_the_node_with_its_devices_until_there_are_none(
             await asyncio.sleep(0.05)
 
 
-async def test_a_gateway_that_does_not_listen_is_said_once_and_never_with_the_token(caplog, monkeypatch):
-    monkeypatch.setattr(module, "_TIMEOUT_SECONDS", 0.2)
+async def test_a_gateway_that_does_not_listen_is_said_once_and_never_with_the_token(caplog, leap):
     caplog.set_level(logging.DEBUG)
     answers = iter(
         [b"HTTP/1.1 403 Forbidden\r\n\r\n", b"nonsense\r\n", b"", None, b"HTTP/1.1 204 No Content\r\n\r\n"]
@@ -122,6 +121,7 @@ async def test_a_gateway_that_does_not_listen_is_said_once_and_never_with_the_to
         seen.append(await reader.readuntil(b"}]}"))
         text = next(answers)
         if text is None:
+            leap(module._TIMEOUT_SECONDS)
             await reader.read()  # says nothing until the other side goes
         else:
             writer.write(text)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import ConsoleMessage, Page, Route, expect, sync_playwright
 
 from tests.support.browser import chromium
 from tests.support.gateway import Gateway
@@ -94,15 +94,26 @@ def page(browser, gateway):
 
 
 def shown_statistics(page: Page) -> dict:
-    """The next statistics that the page asks for, once they are on the page. They stay: what is compared later is they."""
-    page.unroute("**/v1/stats")
-    with page.expect_response("**/v1/stats") as response:
-        pass
-    body = response.value.body()
-    page.route("**/v1/stats", lambda route: route.fulfill(body=body, content_type="application/json"))
-    statistics = json.loads(body)
-    expect(page.locator("html")).to_have_attribute("data-generated-at", statistics["generated_at"])
-    return statistics
+    """What the page shows, and shows on: from now on it is given the same statistics again and again."""
+    kept = []
+
+    def answer(route: Route) -> None:
+        if not kept:
+            kept.append(route.fetch())
+        route.fulfill(response=kept[0])
+
+    page.route("**/v1/stats", answer)
+    while not kept:
+        page.wait_for_event("response")
+    told = kept[0].json()
+    expect(page.locator("html")).to_have_attribute("data-generated-at", told["generated_at"])
+    return told
+
+
+def new_statistics(page: Page) -> None:
+    """Wait until the page shows other statistics than now."""
+    html = page.locator("html")
+    expect(html).not_to_have_attribute("data-generated-at", html.get_attribute("data-generated-at") or "")
 
 
 def value(page: Page, selector: str) -> float | None:
@@ -240,20 +251,20 @@ def test_what_others_say_is_shown_as_text(page, gateway):
 
 
 def test_live_numbers_do_not_move_the_page(page):
-    shown_statistics(page)
+    new_statistics(page)
     for device in page.locator(".devices tbody").all():
         device.scroll_into_view_if_needed()
-    shown_statistics(page)
+    new_statistics(page)
     page.evaluate(SHIFTS)
     for _ in range(3):
-        shown_statistics(page)
+        new_statistics(page)
     assert page.evaluate("window.shifts") < 0.01
 
 
 @pytest.mark.parametrize("width", [320, 390, 768])
 def test_nothing_is_wider_than_a_small_screen(page, width):
     page.set_viewport_size({"width": width, "height": 800})
-    shown_statistics(page)
+    new_statistics(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 

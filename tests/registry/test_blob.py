@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import traceback
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -174,11 +175,22 @@ async def test_a_retry_after_beyond_the_deadline_is_handed_up_at_once(
     assert fake_time.sleeps == []
 
 
+@pytest.fixture
+def stall_for_long(leap: Callable[[float], None]) -> faults.Fault:
+    """Five bytes, then nothing until the time of an attempt is over."""
+
+    def fault(request: faults.Request, reply: faults.Reply) -> None:
+        faults.stall(after=5)(request, reply)
+        asyncio.get_running_loop().call_later(0.1, leap, RetryPolicy().attempt_seconds)
+
+    return fault
+
+
 async def test_a_stalled_attempt_ends_at_its_deadline_and_is_repeated(
-    registry, make_registries, open_layer, layer
+    registry, make_registries, open_layer, layer, stall_for_long
 ):
-    blob = await open_layer(make_registries(policy=RetryPolicy(attempt_seconds=1.0)))
-    registry.inject(faults.stall(after=10))
+    blob = await open_layer(make_registries())
+    registry.inject(stall_for_long)
     assert bytes(await blob.read(0, 100)) == layer[:100]
 
 
@@ -301,17 +313,18 @@ async def test_a_signed_url_that_stays_refused_is_an_error_without_its_query(
 
 
 @pytest.mark.parametrize(
-    "fault", [faults.reset(), faults.truncate(after=1), faults.stall(), faults.status(500), None]
+    "fault", [faults.reset(), faults.truncate(after=1), "stall", faults.status(500), None]
 )
 async def test_a_signed_url_is_in_no_log_and_no_traceback(
-    registry, make_registries, open_layer, caplog, fault
+    registry, make_registries, open_layer, caplog, stall_for_long, fault
 ):
     caplog.set_level(logging.DEBUG)
     registry.redirects = True
-    blob = await open_layer(make_registries(policy=RetryPolicy(attempts=1, attempt_seconds=0.5)))
+    blob = await open_layer(make_registries(policy=RetryPolicy(attempts=1)))
     if fault is None:
         await blob.read(0, 10)
     else:
+        fault = stall_for_long if fault == "stall" else fault
         registry.inject(fault, times=None, matching=lambda request: request.to_storage)
         with pytest.raises(UpstreamError) as caught:
             await blob.read(0, 10)
@@ -393,21 +406,26 @@ async def test_a_stream_outlives_its_token_and_its_signature(registry, make_regi
     assert received == layer
 
 
-async def test_a_stream_that_drips_is_cut_and_resumed(registry, make_registries, open_layer, layer):
-    slow = MinimumRate(bytes_per_second=20_000, window_seconds=0.5)
-    blob = await open_layer(make_registries(minimum_rate=slow))
-    registry.inject(faults.drip(piece_bytes=10))
+async def test_a_stream_that_drips_is_cut_and_resumed(registry, make_registries, open_layer, layer, leap):
+    def drip_for_long(request: faults.Request, reply: faults.Reply) -> None:
+        faults.drip(piece_bytes=10)(request, reply)
+        asyncio.get_running_loop().call_later(0.2, leap, MinimumRate().window_seconds)
+
+    blob = await open_layer(make_registries())
+    registry.inject(drip_for_long)
     assert await collect(blob.stream()) == layer
     assert registry.count() == 2
 
 
-async def test_a_slow_consumer_does_not_make_the_registry_slow(registry, make_registries, open_layer, layer):
-    slow = MinimumRate(bytes_per_second=1_000_000, window_seconds=1.0)
+async def test_a_slow_consumer_does_not_make_the_registry_slow(
+    registry, make_registries, open_layer, layer, leap
+):
+    slow = MinimumRate(bytes_per_second=len(layer) / 60, window_seconds=60)
     blob = await open_layer(make_registries(minimum_rate=slow))
     received = bytearray()
     async for piece in blob.stream():
         if not received:
-            await asyncio.sleep(1.2)
+            leap(60)
         received += piece
     assert received == layer
     assert registry.count() == 1

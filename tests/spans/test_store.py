@@ -372,14 +372,14 @@ async def test_closing_ends_readers_that_wait(store, layer, source):
     await source.asked()
     await store.aclose()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(reader, 5)
+        await asyncio.wait_for(reader, 20)
 
 
 async def test_closing_ends_a_fetch_that_has_not_begun_yet(store, layer):
     future = store.begin(layer, 1, patient=False)
     await store.aclose()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(future, 5)
+        await asyncio.wait_for(future, 20)
     assert store.flying(layer.blob, layer.index_id) == set()
     assert store.flying_bytes == 0
 

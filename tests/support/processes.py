@@ -1,11 +1,12 @@
 """Start the programs that a test needs, wait until they answer, and end them with the test.
 
-Programs run on loopback and on ports that were free a moment ago. Their output goes to a file, so that a failed start
-can show what the program said.
+Programs run on loopback and on ports that nobody else takes. Their output goes to a file, so that a failed start can
+show what the program said.
 """
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -24,6 +25,9 @@ import pytest
 _PROGRAM_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 _POLL_SECONDS = 0.02
 
+# What says to every other test of this machine that a port is taken, for as long as this process lives.
+_claims: dict[int, socket.socket] = {}
+
 Ready = Callable[[], bool]
 
 
@@ -36,10 +40,23 @@ def require_program(name: str, *, package: str | None = None) -> str:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of 127.0.0.1 that nobody listens on, and that no other test is given while this process lives.
+
+    It lies below those that the kernel gives to outgoing connections: one of them could otherwise take the port before
+    the program does, or while it restarts, and whoever polls the port could be connected to itself.
+    """
+    end = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for port in random.SystemRandom().sample(range(10_000, end), end - 10_000):
+        with contextlib.ExitStack() as undo, contextlib.suppress(OSError):
+            claim = undo.enter_context(socket.socket(socket.AF_UNIX))
+            claim.bind(f"\0blockgate-test-port-{port}")
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("127.0.0.1", port))
+            undo.pop_all()
+            _claims[port] = claim
+            return port
+    raise RuntimeError("no TCP port between 10000 and the outgoing connections' is free")
 
 
 def port_answers(port: int) -> Ready:

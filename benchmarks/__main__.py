@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmarks import cold, hot, inflate, ingest
+from benchmarks import cold, hot, inflate, ingest, observing
 from benchmarks.layers import Layer, choose
 from benchmarks.report import Row, show
 from benchmarks.servers import Gateway, Registry, gateway, registry
 
-TARGETS = (1, 2, 3, 4, 6, 9)
+TARGETS = (1, 2, 3, 4, 6, 9, 10)
 _DELAY_SECONDS = 0.010
 
 
@@ -69,6 +69,10 @@ def measure(target: int, scene: Scene, *, quick: bool) -> list[Row]:
             *ingest.registration(scene.near, layer, scene.folder, rounds=3 if quick else 5),
             *ingest.huge_registration(layer, scene.folder, size=1 << 30 if quick else 4 << 30),
         ]
+    if target == 10:
+        return observing.watching(
+            layer, scene.near, scene.folder, seconds=1 if quick else 3, rounds=3 if quick else 9
+        )
     return cold.crowd(serving, scene.far, layer, "far", clients=1000)
 
 
@@ -97,7 +101,7 @@ def main() -> None:
                     rows += measure(target, scene, quick=options.quick)
                 except pytest.skip.Exception as missing:
                     console.print(f"[yellow]target {target} is not measured: {missing}[/]")
-    show(rows, [*inflate.NOTES, *cold.NOTES, *hot.NOTES, *ingest.NOTES])
+    show(rows, [*inflate.NOTES, *cold.NOTES, *hot.NOTES, *ingest.NOTES, *observing.NOTES])
 
 
 if __name__ == "__main__":

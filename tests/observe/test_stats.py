@@ -382,7 +382,8 @@ async def test_roles_see_what_is_theirs(tmp_path, images):
             json = {} if method == "POST" else None
             answer = await gateway.client.request(method, path, json=json, headers=bearer(TOKENS[role]))
             assert answer.status_code == status, (role, path)
-        for path, status in {"/": 200, "/dashboard/app.js": 200, "/v1/stats": 401, "/metrics": 401}.items():
+        open_to_all = {"/": 200, "/docs": 200, "/dashboard/app.js": 200}
+        for path, status in {**open_to_all, "/v1/stats": 401, "/openapi.json": 401, "/metrics": 401}.items():
             assert (await gateway.client.get(path)).status_code == status, path
 
 

@@ -18,7 +18,7 @@ const SOURCES = [
 ];
 const LEGEND = { memory: "memory", disk: "disk", fetching: "being fetched", failed: "failed", dropped: "dropped", never: "never read" };
 
-const perSecond = (value) => `${bytes(Math.round(value)).replace(/\.0+(?= )/, "")}/s`;
+const perSecond = (value) => `${bytes(Math.round(value)).replace(/\.0+(?= )|(\.\d)0(?= )/, "$1")}/s`;
 const bytesChart = new Chart(document.getElementById("bytes-chart"), { label: "Bytes per second by source, last 15 minutes", axis: perSecond });
 const ratioChart = new Chart(document.getElementById("ratio-chart"), {
   label: "Share of bytes that did not come from upstream, last 15 minutes",

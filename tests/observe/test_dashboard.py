@@ -196,7 +196,7 @@ def test_the_map_tells_what_the_api_says(page, gateway):
     canvas.press("ArrowRight")
     readout = row(page, "base").locator(".readout")
     expect(readout).to_have_text(
-        f"layer 0 · gzip · {kibibytes(cells['length'][0])} at byte 0 · in memory · read 2 times"
+        f"layer · gzip · {kibibytes(cells['length'][0])} at byte 0 · in memory · read 2 times"
     )
 
 

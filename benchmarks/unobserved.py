@@ -1,9 +1,9 @@
 """``blockgate`` without its recording, for comparison only: ``python -m benchmarks.unobserved serve ...``.
 
 No setting turns metrics off, so this takes the program as it is and edits the functions that a hot read passes: each
-addition to a counter, a histogram or a span's reads is taken out of their source, clocks give 0, and the tasks that measure the
-loop's lag and keep the timeline are never started. Nothing else differs. Additions that are no longer found are
-an error: a comparison with a program that records all the same would say that recording costs nothing.
+addition to a counter, a histogram or a span's reads is taken out of their source, clocks give 0, and the tasks that
+measure the loop's lag and keep the timeline are never started. Nothing else differs. Additions that are no longer found
+are an error: a comparison with a program that records all the same would say that recording costs nothing.
 """
 
 from __future__ import annotations

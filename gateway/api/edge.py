@@ -4,8 +4,9 @@ The way is short for the bytes of a device: they are asked for thousands of time
 here, and everything else by way of the framework.
 
 uvicorn takes as many and as long header fields as a client cares to send; they are counted here. Roles: ``admin`` may do
-everything, ``node`` may read devices and their bytes and report itself, ``metrics`` may read /metrics. Health and the own files
-of dashboard and reference, which hold nothing, need no token. Without any configured token there is nothing to check.
+everything, ``node`` may read devices and their bytes and report itself, ``metrics`` may read /metrics. Health and the
+dashboard's and the reference's files, which hold nothing, need no token. Without any configured token there is nothing
+to check.
 """
 
 from __future__ import annotations

@@ -292,7 +292,9 @@ async def test_spans_that_cannot_be_had_show_as_failed_until_they_can(gateway, m
     assert cells["state"][:2] == ["failed", "never"]
     (entry,) = (await stats(gateway))["devices"]
     assert entry["error"] == {"code": "registry_unreachable", "detail": "gone <b>for</b> now"}
-    assert (await stats(gateway))["traffic"]["errors"] == 1
+    told = await stats(gateway)
+    assert told["traffic"]["errors"] == 1
+    assert told["status"] == {"level": "trouble", "reason": "1 read failed in the last half minute"}
     layer.source = source
     assert (await read(gateway, "base", 0, 10)).status_code == 206
     cells = (await gateway.client.get("/v1/devices/base/map")).json()["cells"]

@@ -154,7 +154,8 @@ function renderUpstream(registries) {
       ),
     (row, entry) => {
       const chip = row.querySelector(".chip");
-      const [words, tone] = { closed: ["answers", "good"], half_open: ["being tried", "warn"], open: ["not asked", "bad"] }[entry.breaker];
+      const well = entry.p50_seconds === null ? ["no answer yet", "warn"] : ["answers", "good"];
+      const [words, tone] = { closed: well, half_open: ["being tried", "warn"], open: ["not asked", "bad"] }[entry.breaker];
       show(chip, words);
       chip.dataset.tone = tone;
       const seconds = (value) => duration(value).join(" ");

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from playwright.sync_api import ConsoleMessage, Page, expect, sync_playwright
 
-from tests.support.browser import chromium
+from tests.support.browser import chromium, shown_statistics
 from tests.support.gateway import Gateway
 from tests.support.inprocess import TOKENS, make_layout, token_entries
 
@@ -91,18 +91,6 @@ def page(browser, gateway):
     yield page
     context.close()
     assert said == []
-
-
-def shown_statistics(page: Page) -> dict:
-    """The next statistics that the page asks for, once they are on the page. They stay: what is compared later is they."""
-    page.unroute("**/v1/stats")
-    with page.expect_response("**/v1/stats") as response:
-        pass
-    body = response.value.body()
-    page.route("**/v1/stats", lambda route: route.fulfill(body=body, content_type="application/json"))
-    statistics = json.loads(body)
-    expect(page.locator("html")).to_have_attribute("data-generated-at", statistics["generated_at"])
-    return statistics
 
 
 def value(page: Page, selector: str) -> float | None:

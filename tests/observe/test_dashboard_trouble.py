@@ -1,11 +1,9 @@
 """The dashboard of a gateway whose registry is slow, changes bytes, or goes away: what is wrong is seen, and is what the API says."""
 
-import json
-
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from tests.support.browser import chromium
+from tests.support.browser import chromium, shown_statistics
 from tests.support.faultregistry import corrupt, digest_of, reset
 from tests.support.gateway import Gateway
 from tests.support.gzips import member
@@ -60,15 +58,6 @@ def page(gateway):
         assert all(url.startswith(f"{gateway.url}/") for url in asked)
 
 
-def shown_statistics(page):
-    """The next statistics that the page asks for, once they are on the page."""
-    with page.expect_response("**/v1/stats") as response:
-        pass
-    statistics = json.loads(response.value.body())
-    expect(page.locator("html")).to_have_attribute("data-generated-at", statistics["generated_at"])
-    return statistics
-
-
 def row(page, name):
     return page.locator(f'.devices tbody[data-key="{name}"]')
 
@@ -84,6 +73,7 @@ def test_a_registration_shows_its_progress_until_it_is_done(page, gateway, regis
         progress = told["progress"]
         assert bar.get_attribute("aria-valuenow") == str(round(100 * progress["done"] / progress["total"]))
         expect(shown.locator("small")).to_contain_text(progress["phase"])
+        page.unroute("**/v1/stats")
     expect(shown.locator(".chip")).to_have_text("ready")
     expect(bar).to_be_hidden()
 

@@ -9,19 +9,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from benchmarks import cold, hot, inflate, ingest
+from benchmarks import cold, hot, inflate, ingest, observing
 from benchmarks.layers import Layer, choose
 from benchmarks.report import Row, show
 from benchmarks.servers import Gateway, Registry, gateway, registry
 
-TARGETS = (1, 2, 3, 4, 6, 9)
+TARGETS = (1, 2, 3, 4, 6, 9, 10)
 _DELAY_SECONDS = 0.010
 
 
@@ -49,27 +49,24 @@ def set_up(layer: Layer, folder: Path) -> Iterator[Scene]:
 
 
 def measure(target: int, scene: Scene, *, quick: bool) -> list[Row]:
-    layer, serving = scene.layer, scene.gateway
-    rounds = 3 if quick else 9
-    if target == 1:
-        return inflate.against_targets(layer.blob.read_bytes(), rounds)
-    if target == 2:
-        return cold.random_reads(serving, scene.near, layer, reads=60 if quick else 200)
-    if target == 3:
-        return [
+    layer, serving, folder = scene.layer, scene.gateway, scene.folder
+    rounds, fewer, seconds = (3, 3, 1) if quick else (9, 5, 3)
+    measurements: dict[int, Callable[[], list[Row]]] = {
+        1: lambda: inflate.against_targets(layer.blob.read_bytes(), rounds),
+        2: lambda: cold.random_reads(serving, scene.near, layer, reads=60 if quick else 200),
+        3: lambda: [
             *cold.whole_layer(serving, scene.near, layer, "layer", "no delay", rounds),
             *cold.whole_layer(serving, scene.far, layer, "far", "10 ms", rounds),
-        ]
-    if target == 4:
-        return hot.hot_ranges(
-            serving, layer, "layer", scene.folder, seconds=1 if quick else 3, rounds=3 if quick else 5
-        )
-    if target == 6:
-        return [
-            *ingest.registration(scene.near, layer, scene.folder, rounds=3 if quick else 5),
-            *ingest.huge_registration(layer, scene.folder, size=1 << 30 if quick else 4 << 30),
-        ]
-    return cold.crowd(serving, scene.far, layer, "far", clients=1000)
+        ],
+        4: lambda: hot.hot_ranges(serving, layer, "layer", folder, seconds=seconds, rounds=fewer),
+        6: lambda: [
+            *ingest.registration(scene.near, layer, folder, rounds=fewer),
+            *ingest.huge_registration(layer, folder, size=1 << 30 if quick else 4 << 30),
+        ],
+        9: lambda: cold.crowd(serving, scene.far, layer, "far", clients=1000),
+        10: lambda: observing.watching(layer, scene.near, folder, seconds=seconds, rounds=rounds),
+    }
+    return measurements[target]()
 
 
 def main() -> None:
@@ -97,7 +94,7 @@ def main() -> None:
                     rows += measure(target, scene, quick=options.quick)
                 except pytest.skip.Exception as missing:
                     console.print(f"[yellow]target {target} is not measured: {missing}[/]")
-    show(rows, [*inflate.NOTES, *cold.NOTES, *hot.NOTES, *ingest.NOTES])
+    show(rows, [*inflate.NOTES, *cold.NOTES, *hot.NOTES, *ingest.NOTES, *observing.NOTES])
 
 
 if __name__ == "__main__":

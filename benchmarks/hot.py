@@ -19,7 +19,7 @@ NOTES = (
     ),
 )
 
-_CONNECTIONS = 16
+CONNECTIONS = 16
 _SCRIPT = """\
 local size, length = {size}, {length}
 local blocks = math.floor((size - length) / 4096)
@@ -51,14 +51,13 @@ def hot_ranges(
             ("128 KiB", 1 << 17, "≥0.8"),
             ("1 MiB", 1 << 20, "≥0.8"),
         ):
-            script = folder / f"ranges-{length}.lua"
-            script.write_text(_SCRIPT.format(size=layer.tar_size, length=length))
+            script = ranges_script(folder, layer.tar_size, length)
             rates: dict[str, list[float]] = {name: [] for name in urls}
             costs: dict[str, list[float]] = {name: [] for name in urls}
             for _ in range(rounds):
                 for name, (url, pid) in urls.items():
                     before = cpu_seconds(pid)
-                    rate, requests = _wrk(url, script, seconds)
+                    rate, requests = load(url, script, seconds)
                     rates[name].append(rate)
                     costs[name].append((cpu_seconds(pid) - before) / requests * 1e6)
             detail = ", ".join(
@@ -66,14 +65,21 @@ def hot_ranges(
             )
             ratio = median(rates["gateway"]) / median(rates["nginx"])
             rows.append(
-                Row(4, f"hot {label}, {_CONNECTIONS} connections, vs nginx", ratio, wanted, "x", detail)
+                Row(4, f"hot {label}, {CONNECTIONS} connections, vs nginx", ratio, wanted, "x", detail)
             )
     return rows
 
 
-def _wrk(url: str, script: Path, seconds: int) -> tuple[float, int]:
-    """Requests per second, and requests in all."""
-    argv = ["wrk", "-t1", f"-c{_CONNECTIONS}", f"-d{seconds}s", "-s", str(script), url]
+def ranges_script(folder: Path, size: int, length: int) -> Path:
+    """What ``load`` asks for: random ranges of ``length`` bytes of the first ``size`` bytes."""
+    script = folder / f"ranges-{length}.lua"
+    script.write_text(_SCRIPT.format(size=size, length=length))
+    return script
+
+
+def load(url: str, script: Path, seconds: int) -> tuple[float, int]:
+    """Requests per second of wrk, and requests in all. Raises ``RuntimeError`` when any of them failed."""
+    argv = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", str(script), url]
     output = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
     bad = re.search(r"^bad (\d+)", output, re.MULTILINE)
     rate = re.search(r"^Requests/sec:\s+([0-9.]+)", output, re.MULTILINE)

@@ -230,22 +230,33 @@ def cpu_seconds(pid: int) -> float:
 
 
 @contextlib.contextmanager
-def gateway(folder: Path, memory: str = "256MiB") -> Iterator[Gateway]:
-    """``blockgate serve`` with an empty data folder."""
+def gateway(
+    folder: Path, memory: str = "256MiB", *, module: str = "gateway", log_level: str = "info"
+) -> Iterator[Gateway]:
+    """``blockgate serve`` with an empty data folder. Its log is JSON on a pipe, which a process of its own reads.
+
+    ``module`` is what is run, with the command line of ``gateway``.
+    """
     folder.mkdir(parents=True)
     log = folder / "gateway.log"
-    command = [sys.executable, "-m", "gateway", "serve", "--port", "0", "--data-dir", str(folder / "data")]
+    port = free_port()
+    command = [sys.executable, "-m", module, "serve", "--port", str(port), "--data-dir", str(folder / "data")]
     settings = {
         "BLOCKGATE_MEMORY_CACHE": memory,
         "BLOCKGATE_LOG_FORMAT": "json",
+        "BLOCKGATE_LOG_LEVEL": log_level,
         "BLOCKGATE_DRAIN_SECONDS": "0",
     }
     with log.open("wb") as output:
+        reader = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=output)
+    with reader.stdin as pipe:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=os.environ | settings
+            command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=os.environ | settings
         )
     try:
-        yield Gateway(_port(process, log), process.pid)
+        running = Gateway(port, process.pid)
+        _wait_until_live(running, process, log)
+        yield running
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -253,16 +264,14 @@ def gateway(folder: Path, memory: str = "256MiB") -> Iterator[Gateway]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        reader.wait()
 
 
-def _port(process: subprocess.Popen[bytes], log: Path) -> int:
+def _wait_until_live(gateway: Gateway, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
-        for line in log.read_text().splitlines():
-            if '"listening"' in line:
-                port = int(json.loads(line)["url"].rpartition(":")[2])
-                with contextlib.suppress(OSError, RuntimeError):
-                    Gateway(port, process.pid).call("GET", "/livez")
-                    return port
+        with contextlib.suppress(OSError, RuntimeError):
+            gateway.call("GET", "/livez")
+            return
         time.sleep(0.05)
     raise RuntimeError(f"the gateway did not start:\n{log.read_text()[-4000:]}")

@@ -98,7 +98,7 @@ FETCHED_BYTES = _define("fetched_bytes_total", "counter", "Compressed bytes fetc
 AMPLIFICATION = _define(
     "read_amplification_ratio",
     "highest",
-    "Bytes fetched from upstream for each byte that was sent cold, since the start.",
+    "Bytes fetched from upstream, reading ahead included, for each byte that was sent cold, since the start.",
 )
 FETCHING_BYTES = _define("fetching_bytes", "gauge", "Decoded bytes of the spans being fetched.")
 COALESCED = _define("reads_coalesced_total", "counter", "Reads that joined a fetch already under way.")

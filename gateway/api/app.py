@@ -82,7 +82,7 @@ def create_app(settings: Settings) -> FastAPI:
         description=_DESCRIPTION,
         lifespan=lifespan,
         redirect_slashes=False,
-        docs_url="/docs",
+        docs_url=None,  # FastAPI's page runs scripts of other hosts, beside the dashboard's token; ours is in dashboard/
         redoc_url=None,
     )
     # A route like any other, but raw ASGI, and the edge goes to it directly: no framework layer is paid for per block.

@@ -5,7 +5,8 @@ here, and everything else by way of the framework.
 
 uvicorn takes as many and as long header fields as a client cares to send; they are counted here. Roles: ``admin`` may do
 everything, ``node`` may read devices and their bytes and report itself, ``metrics`` may read /metrics. Health and the
-dashboard's own files, which hold nothing, need no token. Without any configured token there is nothing to check.
+dashboard's and the reference's files, which hold nothing, need no token. Without any configured token there is nothing
+to check.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _MAX_FIELDS = 100
 _MAX_BYTES = 32768
 _MAX_BODY_BYTES = 1 << 20
 _UPLOADS = "/v1/artifacts/"
-_OPEN = frozenset({"/livez", "/readyz", "/", "/favicon.ico"})
+_OPEN = frozenset({"/livez", "/readyz", "/", "/docs", "/favicon.ico"})
 _OPEN_FOLDER = "/dashboard/"
 _READING = ("GET", "HEAD")
 # Around the device's name in openapi.DATA_PATH.

@@ -263,7 +263,7 @@ def _view(overview: Overview) -> StatsView:
         version=__version__,
         workers=round(numbers.get(metrics.WORKERS)),
         started_at=_moment(max(numbers.values[metrics.START_TIME.name].values())),
-        status=status_of(overview.records, upstream, numbers),
+        status=status_of(overview.records, upstream, numbers, _failed_lately(overview)),
         traffic=_traffic(overview),
         bytes=_bytes(numbers),
         series=_series(overview),
@@ -279,9 +279,12 @@ def _view(overview: Overview) -> StatsView:
 
 
 def status_of(
-    records: list[DeviceRecord] | None, upstream: Iterable[UpstreamView], numbers: Numbers
+    records: list[DeviceRecord] | None,
+    upstream: Iterable[UpstreamView],
+    numbers: Numbers,
+    failed_reads: int = 0,
 ) -> StatusView:
-    """Green or red, and why."""
+    """Green or red, and why. ``failed_reads`` is of the latest half minute."""
     reasons = []
     failures = sum(numbers.values.get(metrics.INTEGRITY_FAILURES.name, {}).values())
     if failures:
@@ -293,6 +296,8 @@ def status_of(
     hosts = [entry.registry for entry in upstream if entry.breaker == "open"]
     if hosts:
         reasons.append(f"{_few(hosts)} does not answer")
+    if failed_reads:
+        reasons.append(f"{_count(failed_reads, 'read')} failed in the last half minute")
     if records is None:
         reasons.append("the catalog does not answer")
     if numbers.get(metrics.CACHE_BYPASSED):
@@ -307,6 +312,11 @@ def status_of(
     # Somebody asked for an image that could not be had: no trouble of the gateway's.
     parts += [f"{_count(failed, 'registration')} failed"] if failed else ["nothing is wrong"]
     return StatusView(level="ok", reason=", ".join(parts))
+
+
+def _failed_lately(overview: Overview) -> int:
+    row, _ = overview.timeline.recent(overview.now, _RECENT_SLOTS)
+    return row[ERRORS_COLUMN]
 
 
 def _traffic(overview: Overview) -> TrafficView:

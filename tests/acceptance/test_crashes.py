@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.acceptance.conftest import Figure, Held
+from tests.acceptance.conftest import Figure
 from tests.support.faultregistry import FaultRegistry
 from tests.support.gateway import Gateway
 from tests.support.gzips import member
 from tests.support.processes import wait_until
+from tests.support.threadedregistry import Held
 
 _LEVELS = {"asked": 2, "downloading": 3, "finishing": 4, "terminated": 5}
 

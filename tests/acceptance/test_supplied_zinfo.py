@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from gateway.gzran.zinfo import HEADER_BYTES, RECORD_BYTES, WINDOW_BYTES
-from tests.acceptance.conftest import Figure, Held, random_ranges
+from tests.acceptance.conftest import Figure, random_ranges
 from tests.support.debianroot import debian_root_tar_gz
 from tests.support.faultregistry import FaultRegistry, StoredBlob
 from tests.support.gateway import Gateway, around, cli
 from tests.support.gzips import EXTRA_OF_18_BYTES, member
+from tests.support.threadedregistry import Held
 from tests.support.zinfo_tables import build, encode
 
 SPAN = 1 << 18

@@ -14,11 +14,12 @@ import pytest
 
 from gateway.spans.index import SPANS
 from gateway.spans.table import SpanTable
-from tests.acceptance.conftest import Figure, Held
+from tests.acceptance.conftest import Figure
 from tests.support.faultregistry import FaultRegistry, StoredBlob
 from tests.support.gateway import Gateway
 from tests.support.gzips import member
 from tests.support.processes import wait_until
+from tests.support.threadedregistry import Held
 
 _CLIENTS = 1000
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import ConsoleMessage, Page, Route, expect, sync_playwright
+from playwright.sync_api import ConsoleMessage, Page, expect, sync_playwright
 
-from tests.support.browser import chromium
+from tests.support.browser import chromium, shown_statistics
 from tests.support.gateway import Gateway
 from tests.support.inprocess import TOKENS, make_layout, token_entries
 
@@ -91,23 +91,6 @@ def page(browser, gateway):
     yield page
     context.close()
     assert said == []
-
-
-def shown_statistics(page: Page) -> dict:
-    """What the page shows, and shows on: from now on it is given the same statistics again and again."""
-    kept = []
-
-    def answer(route: Route) -> None:
-        if not kept:
-            kept.append(route.fetch())
-        route.fulfill(response=kept[0])
-
-    page.route("**/v1/stats", answer)
-    while not kept:
-        page.wait_for_event("response")
-    told = kept[0].json()
-    expect(page.locator("html")).to_have_attribute("data-generated-at", told["generated_at"])
-    return told
 
 
 def new_statistics(page: Page) -> None:
@@ -207,7 +190,7 @@ def test_the_map_tells_what_the_api_says(page, gateway):
     canvas.press("ArrowRight")
     readout = row(page, "base").locator(".readout")
     expect(readout).to_have_text(
-        f"layer 0 · gzip · {kibibytes(cells['length'][0])} at byte 0 · in memory · read 2 times"
+        f"layer · gzip · {kibibytes(cells['length'][0])} at byte 0 · in memory · read 2 times"
     )
 
 

@@ -9,12 +9,13 @@ import gateway.api.dashboard
 
 STATIC = Path(gateway.api.dashboard.__file__).parent / "static"
 FILES = sorted(STATIC.iterdir())
+PAGES = {"index.html": "/", "reference.html": "/docs"}
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "javascript", ".svg": "image/svg+xml"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 async def test_each_file_is_served_under_the_strict_policy(gateway, file):
-    path = "/" if file.name == "index.html" else f"/dashboard/{file.name}"
+    path = PAGES.get(file.name, f"/dashboard/{file.name}")
     answer = await gateway.client.get(path)
     assert answer.status_code == 200
     assert answer.content == file.read_bytes()
@@ -34,8 +35,9 @@ def test_no_file_sets_markup_or_reaches_out(file):
     assert re.findall(r"https?://[^\s\"'`)]+", text) in ([], ["http://www.w3.org/2000/svg"])
 
 
-def test_the_page_has_no_inline_script_or_style():
-    page = (STATIC / "index.html").read_text()
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_has_no_inline_script_or_style(name):
+    page = (STATIC / name).read_text()
     assert not re.search(r"<style|\sstyle=|\son[a-z]+=", page)
     assert all("src=" in tag for tag in re.findall(r"<script[^>]*>", page))
 

@@ -93,6 +93,20 @@ def test_promtool_agrees(command):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.real
+def test_prometheus_understands_the_dashboards_queries(tmp_path):
+    replaced = [query.replace("$__rate_interval", "5m") for query in QUERIES]
+    rules = [{"record": f"panel:{number}", "expr": query} for number, query in enumerate(replaced)]
+    file = tmp_path / "rules.yml"
+    file.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
+    promtool = require_program("promtool", package="prometheus")
+    done = subprocess.run(
+        [promtool, "check", "rules", file], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(QUERIES)} rules found" in done.stdout
+
+
 def test_panels_do_not_overlap_and_have_titles():
     taken = set()
     for panel in GRAFANA["panels"]:

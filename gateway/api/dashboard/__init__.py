@@ -1,4 +1,4 @@
-"""The dashboard: static files that need no build step, no network and no inline script or style."""
+"""The dashboard and the API's reference: static files that need no build step, no network, no inline script or style."""
 
 from __future__ import annotations
 
@@ -37,10 +37,15 @@ class _Files(StaticFiles):
 
 
 def add(app: FastAPI) -> None:
-    """Serve the page at ``/`` and its files below ``/dashboard/``."""
+    """Serve the page at ``/``, the API's reference at ``/docs``, and their files below ``/dashboard/``."""
     app.router.routes.append(Route("/", _page, include_in_schema=False))
+    app.router.routes.append(Route("/docs", _reference, include_in_schema=False))
     app.router.routes.append(Mount("/dashboard", _Files(directory=_FILES), name="dashboard"))
 
 
 async def _page(_request: Request) -> Response:
     return FileResponse(_FILES / "index.html", headers=_HEADERS)
+
+
+async def _reference(_request: Request) -> Response:
+    return FileResponse(_FILES / "reference.html", headers=_HEADERS)

@@ -18,7 +18,7 @@ const SOURCES = [
 ];
 const LEGEND = { memory: "memory", disk: "disk", fetching: "being fetched", failed: "failed", dropped: "dropped", never: "never read" };
 
-const perSecond = (value) => `${bytes(Math.round(value)).replace(/\.0+(?= )/, "")}/s`;
+const perSecond = (value) => `${bytes(Math.round(value)).replace(/\.0+(?= )|(\.\d)0(?= )/, "$1")}/s`;
 const bytesChart = new Chart(document.getElementById("bytes-chart"), { label: "Bytes per second by source, last 15 minutes", axis: perSecond });
 const ratioChart = new Chart(document.getElementById("ratio-chart"), {
   label: "Share of bytes that did not come from upstream, last 15 minutes",
@@ -154,7 +154,8 @@ function renderUpstream(registries) {
       ),
     (row, entry) => {
       const chip = row.querySelector(".chip");
-      const [words, tone] = { closed: ["answers", "good"], half_open: ["being tried", "warn"], open: ["not asked", "bad"] }[entry.breaker];
+      const well = entry.p50_seconds === null ? ["no answer yet", "warn"] : ["answers", "good"];
+      const [words, tone] = { closed: well, half_open: ["being tried", "warn"], open: ["not asked", "bad"] }[entry.breaker];
       show(chip, words);
       chip.dataset.tone = tone;
       const seconds = (value) => duration(value).join(" ");

@@ -17,10 +17,11 @@ const BAND_GAP = 8;
 const LABEL_WIDTH = 168;
 const LABEL_HEIGHT = 18;
 
-/** What a segment is called: "metadata", "layer 1 · gzip". */
+/** What a segment is called: "metadata", "layer 1 · gzip"; a layer that is alone may be any of its image's and has no number. */
 export function bandNames(segments) {
+  const many = segments.filter((segment) => segment.kind !== "metadata").length > 1;
   let layer = 0;
-  return segments.map((segment) => (segment.kind === "metadata" ? "metadata" : `layer ${layer++} · ${segment.kind}`));
+  return segments.map(({ kind }) => (kind === "metadata" ? kind : `${many ? `layer ${layer++}` : "layer"} · ${kind}`));
 }
 
 export class DeviceMap {

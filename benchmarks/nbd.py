@@ -1,7 +1,10 @@
-"""NBD over HTTP: our server beside nbdkit's curl plugin, with and without 10 ms per HTTP request.
+"""NBD over HTTP: our server beside nbdkit's curl plugin and qemu-storage-daemon, with and without 10 ms per HTTP request.
 
-Needs nginx with its perl module, nbdkit, and fio. Every server is started afresh for every job, so that reads are
-cold; jobs and servers are interleaved, the medians of the rounds are printed: compare numbers of one run only.
+Needs nginx with its perl module, nbdkit, qemu-storage-daemon with its curl driver, wrk and fio. Every server is started
+afresh for every job, so that reads are cold; jobs and servers are interleaved, the medians of the rounds are printed:
+compare numbers of one run only. ``http`` is no NBD server but wrk asking for the same random ranges on as many
+connections as the job has reads in flight: what one HTTP request for each read can reach at all. A server that has not
+finished a job when its time is over three times is killed, and the job counts as hung.
 
     python benchmarks/nbd.py [--rounds 3] [--seconds 2] [--servers ours,nbdkit] [--jobs seq1m,rnd4k-q16] [--delays 0,10]
 """
@@ -13,6 +16,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -35,7 +39,9 @@ JOBS: dict[str, tuple[list[str], str]] = {
     "rnd4k-q64": (["--rw=randread", "--bs=4k", "--iodepth=64"], "IOPS"),
     "warm4k-q16": (["--rw=randread", "--bs=4k", "--iodepth=16", "--size=32m"], "IOPS"),
 }
-SERVERS = ("ours", "nbdkit", "nbdkit-cache", "nbdkit-readahead")
+SERVERS = ("ours", "nbdkit", "nbdkit-cache", "nbdkit-readahead", "qemu-256k", "qemu-4m", "http")
+HUNG = (0.0, float("nan"))  # a number and CPU seconds per GiB
+QEMU_READAHEAD = {"qemu-256k": 256 << 10, "qemu-4m": 4 << 20}  # bytes
 FILTERS = {
     "nbdkit": [],
     "nbdkit-cache": ["--filter=cache"],
@@ -93,6 +99,11 @@ def served(server: str, url: str, path: Path) -> Iterator[int]:
     """A server's process id while it listens on ``path``."""
     if server == "ours":
         argv = [sys.executable, "-m", "nbd_client.cli", "serve", url, "--unix", str(path)]
+    elif server in QEMU_READAHEAD:
+        disk = f"driver=http,node-name=disk,url={url},readahead={QEMU_READAHEAD[server]},read-only=on"
+        argv = ["qemu-storage-daemon", "--blockdev", disk]
+        argv += ["--nbd-server", f"addr.type=unix,addr.path={path}"]
+        argv += ["--export", "type=nbd,id=export,node-name=disk,name="]
     else:
         argv = ["nbdkit", "-f", "-r", "-U", str(path), *FILTERS[server], "curl", f"url={url}"]
     process = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
@@ -101,7 +112,11 @@ def served(server: str, url: str, path: Path) -> Iterator[int]:
         yield process.pid
     finally:
         process.terminate()
-        process.wait()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
         path.unlink(missing_ok=True)
 
 
@@ -110,7 +125,7 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
-def fio(path: Path, arguments: list[str], limit: list[str]) -> dict:
+def fio(path: Path, arguments: list[str], limit: list[str], timeout: float = 120) -> dict:
     done = subprocess.run(
         [
             *("fio", "--name=job", "--ioengine=nbd", f"--uri=nbd+unix:///?socket={path}"),
@@ -119,23 +134,61 @@ def fio(path: Path, arguments: list[str], limit: list[str]) -> dict:
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=timeout,
     )
     return json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]["read"]
 
 
-def measure(server: str, url: str, job: str, folder: Path, seconds: float) -> tuple[float, float]:
-    """The job's number, and the server's CPU seconds per GiB."""
+def wrk(url: str, depth: int, folder: Path, seconds: float, size: int) -> float:
+    """Random 4 KiB ranges a second over bare HTTP on ``depth`` connections."""
+    script = folder / "ranges.lua"
+    script.write_text(
+        f"""
+math.randomseed(os.time())
+request = function()
+  local start = math.random(0, {size // 4096 - 1}) * 4096
+  return wrk.format("GET", nil, {{Range = "bytes=" .. start .. "-" .. start + 4095}})
+end
+"""
+    )
+    done = subprocess.run(
+        ["wrk", "-t1", f"-c{depth}", f"-d{max(1, round(seconds))}s", "-s", script, url],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(next(line.split()[1] for line in done.stdout.splitlines() if "Requests/sec" in line))
+
+
+def measure(
+    server: str, url: str, job: str, folder: Path, seconds: float, size: int
+) -> tuple[float, float] | None:
+    """The job's number and the server's CPU seconds per GiB (NaN where there is no server); ``None`` if it hung."""
     path = folder / "nbd.sock"
     arguments, unit = JOBS[job]
+    if server == "http":
+        return wrk(url, int(job.rpartition("-q")[2]), folder, seconds, size), float("nan")
+    timeout = 3 * seconds + 5
     with served(server, url, path) as pid:
-        if job.startswith("warm"):
-            fio(path, ["--rw=read", "--bs=256k", "--iodepth=1", "--size=32m"], [])
-        before = cpu_seconds(pid)
-        read = fio(path, arguments, ["--time_based", f"--runtime={seconds}"])
-        cpu = cpu_seconds(pid) - before
+        try:
+            if job.startswith("warm"):
+                fio(path, ["--rw=read", "--bs=256k", "--iodepth=1", "--size=32m"], [])
+            before = cpu_seconds(pid)
+            read = fio(path, arguments, ["--time_based", f"--runtime={seconds}"], timeout)
+            cpu = cpu_seconds(pid) - before
+        except (subprocess.TimeoutExpired, subprocess.CalledProcessError):
+            # The others always answer: of them this is a defect of the measurement.
+            if server not in QEMU_READAHEAD:
+                raise
+            os.kill(pid, signal.SIGKILL)
+            return None
     number = read["bw_bytes"] / 1e6 if unit == "MB/s" else read["iops"]
     return number, cpu / (read["io_bytes"] / GIB)
+
+
+def is_measured(server: str, job: str) -> bool:
+    """Whether a job makes sense: bare HTTP keeps nothing warm and does not read ahead."""
+    return server != "http" or job.startswith("rnd")
 
 
 def main() -> None:
@@ -163,8 +216,10 @@ def main() -> None:
                 for delay in map(int, options.delays.split(",")):
                     for job in options.jobs.split(","):
                         for server in options.servers.split(","):
-                            numbers = measure(server, urls[delay], job, folder, options.seconds)
-                            results[delay, job, server].append(numbers)
+                            if is_measured(server, job):
+                                size = options.size_mib << 20
+                                numbers = measure(server, urls[delay], job, folder, options.seconds, size)
+                                results[delay, job, server].append(numbers or HUNG)
     medians = {
         key: (statistics.median(n for n, _ in runs), statistics.median(c for _, c in runs))
         for key, runs in results.items()
@@ -182,7 +237,8 @@ def main() -> None:
         return
     print(f"{'delay':>5} {'job':<11} {'server':<17} {'median':>10} {'unit':<5} {'CPU s/GiB':>9}")
     for (delay, job, server), (number, cpu) in medians.items():
-        print(f"{delay:>5} {job:<11} {server:<17} {number:>10.0f} {JOBS[job][1]:<5} {cpu:>9.2f}")
+        shown = f"{number:>10.0f} {JOBS[job][1]:<5}" if number else f"{'hung':>10}      "
+        print(f"{delay:>5} {job:<11} {server:<17} {shown} {cpu:>9.2f}")
 
 
 if __name__ == "__main__":

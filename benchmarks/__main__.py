@@ -64,7 +64,7 @@ def measure(target: int, scene: Scene, *, quick: bool) -> list[Row]:
             *ingest.huge_registration(layer, folder, size=1 << 30 if quick else 4 << 30),
         ],
         9: lambda: cold.crowd(serving, scene.far, layer, "far", clients=1000),
-        10: lambda: observing.watching(layer, scene.near, folder, seconds=seconds, rounds=rounds),
+        10: lambda: observing.watching(layer, scene.near, folder, seconds=seconds, rounds=fewer),
     }
     return measurements[target]()
 

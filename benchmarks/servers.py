@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -231,16 +231,25 @@ def cpu_seconds(pid: int) -> float:
 
 @contextlib.contextmanager
 def gateway(
-    folder: Path, memory: str = "256MiB", *, module: str = "gateway", log_level: str = "info"
+    folder: Path, memory: str = "256MiB", *, program: Sequence[str] = ("gateway",), log_level: str = "info"
 ) -> Iterator[Gateway]:
     """``blockgate serve`` with an empty data folder. Its log is JSON on a pipe, which a process of its own reads.
 
-    ``module`` is what is run, with the command line of ``gateway``.
+    ``program`` is the module that is run, and arguments that it takes before those of ``gateway``.
     """
     folder.mkdir(parents=True)
     log = folder / "gateway.log"
     port = free_port()
-    command = [sys.executable, "-m", module, "serve", "--port", str(port), "--data-dir", str(folder / "data")]
+    command = [
+        sys.executable,
+        "-m",
+        *program,
+        "serve",
+        "--port",
+        str(port),
+        "--data-dir",
+        str(folder / "data"),
+    ]
     settings = {
         "BLOCKGATE_MEMORY_CACHE": memory,
         "BLOCKGATE_LOG_FORMAT": "json",

@@ -18,6 +18,8 @@ _READAHEAD_BYTES = 8 << 20
 # Of one request, this much is fetched side by side.
 _AHEAD_BYTES = 12 << 20
 _AHEAD_SPANS = 12
+# For the hot path: up to Python 3.11, looking a member up in its class runs Python code.
+_MEMORY = Origin.MEMORY
 
 
 class _Want(NamedTuple):
@@ -69,7 +71,7 @@ class Device:
                 return None
             want.layer.reads[want.span] += 1
             pieces.append(memoryview(data)[want.start : want.stop])
-        self.served[Origin.MEMORY] += stop - start
+        self.served[_MEMORY] += stop - start
         return pieces
 
     def _peek_one(self, start: int, stop: int) -> Bytes | None:
@@ -90,7 +92,7 @@ class Device:
         if data is None:
             return None
         layer.reads[span] += 1
-        self.served[Origin.MEMORY] += length
+        self.served[_MEMORY] += length
         return memoryview(data)[first - begin : first - begin + length]
 
     def expect(self, start: int, stop: int) -> None:
@@ -127,7 +129,7 @@ class Device:
                 return
             want, future = ahead.popleft()
             if want.layer is None:
-                self.served[Origin.MEMORY] += want.stop - want.start
+                self.served[_MEMORY] += want.stop - want.start
                 yield _ZEROS[: want.stop - want.start]
                 continue
             ahead_bytes -= want.layer.table.span(want.span).out_length

@@ -119,8 +119,20 @@ class Agent:
         await self._take_over(held)
 
     def list(self) -> list[dict[str, object]]:
-        """What is held, for people and programs."""
-        return [self._describe(index, held) for index, held in sorted(self._held.items())]
+        """What is held, for people and programs: the kernel's devices, then the sockets that FUSE mounts read from."""
+        devices = [self._describe(index, held) for index, held in sorted(self._held.items())]
+        exports = [
+            {
+                "device": str(path),
+                "url": url,
+                "size": source.size,
+                "state": "exported",
+                "mountpoint": None,
+                **_counted(server, source),
+            }
+            for path, (url, source, server) in self._exports.items()
+        ]
+        return devices + exports
 
     def served(self) -> Sequence[Served]:
         """Devices and exports as metrics want them."""
@@ -245,17 +257,13 @@ class Agent:
         return held
 
     def _describe(self, index: int, held: _Held) -> dict[str, object]:
-        counters = held.server.counters if held.server is not None else None
         return {
             "device": device_path(index),
             "url": held.record.url,
             "size": _padded(held.record.size),
             "state": "attached" if held.server is not None else "recovering",
             "mountpoint": self._mounted_on(index),
-            "reads": counters.reads if counters else 0,
-            "read_bytes": counters.read_bytes if counters else 0,
-            "errors": counters.errors if counters else 0,
-            "http_requests": held.source.requests if held.source is not None else 0,
+            **_counted(held.server, held.source),
         }
 
     def _serve(self, held: _Held, source: Source) -> NbdServer:
@@ -315,6 +323,16 @@ class Agent:
             if source == device:
                 return mountpoint.encode().decode("unicode_escape")
         return None
+
+
+def _counted(server: NbdServer | None, source: Source | None) -> dict[str, object]:
+    counters = server.counters if server is not None else Counters()
+    return {
+        "reads": counters.reads,
+        "read_bytes": counters.read_bytes,
+        "errors": counters.errors,
+        "http_requests": source.requests if source is not None else 0,
+    }
 
 
 def _padded(size: int) -> int:

@@ -109,12 +109,17 @@ def detach(
 
 @app.command("list")
 def list_devices(as_json: _Json = False, run_dir: _RunDir = DEFAULT_RUN_DIR) -> None:
-    """Show what is attached."""
+    """Show what is attached, and what is mounted without the kernel's driver."""
+    from nbd_client.mount import fuse_mountpoints  # noqa: PLC0415  attach and list start without it
+
     if not running(run_dir) and not any(run_dir.glob("*.device.json")):
         devices = []
     else:
         ensure_agent(run_dir)
         devices = ask(run_dir, "list")
+    mountpoints = fuse_mountpoints(run_dir)
+    for device in devices:
+        device["mountpoint"] = device["mountpoint"] or mountpoints.get(device["device"])
     if as_json:
         print(json.dumps(devices, indent=1))
         return

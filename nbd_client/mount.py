@@ -13,6 +13,7 @@ import secrets
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -169,12 +170,24 @@ def _leave_fuse(folder: Path) -> None:
         folder.rmdir()
 
 
+def fuse_mountpoints(run_dir: Path) -> dict[str, str]:
+    """Where the FUSE mounts of this program are, by the socket that each reads from. Raises ``NodeError``."""
+    return {
+        mounted.socket: mounted.mountpoint for _, mounted in _records(run_dir) if mounted.socket is not None
+    }
+
+
 def _recorded(mountpoint: Path, run_dir: Path) -> tuple[Path, Mounted]:
+    for path, mounted in _records(run_dir):
+        if mounted.mountpoint == str(mountpoint):
+            return path, mounted
+    raise InvalidOption(f"{mountpoint} was not mounted by this program")
+
+
+def _records(run_dir: Path) -> Iterator[tuple[Path, Mounted]]:
     for path in run_dir.glob(f"*{_SUFFIX}"):
         try:
             mounted = Mounted(**json.loads(path.read_bytes()))
         except (ValueError, TypeError) as error:
             raise NodeError(f"{path} cannot be understood; remove it if its mount is gone") from error
-        if mounted.mountpoint == str(mountpoint):
-            return path, mounted
-    raise InvalidOption(f"{mountpoint} was not mounted by this program")
+        yield path, mounted

@@ -73,9 +73,12 @@ async def test_mount_and_umount_through_fuse_and_a_loop_device(image, run_dir, t
             for path in (tmp_path / "tree").iterdir():
                 read = await asyncio.to_thread((mountpoint / path.name).read_bytes)
                 assert read == path.read_bytes()
+            listed = await blockgate_nbd("list", env=env)
+            assert listed.out.strip().endswith(f"{image.stat().st_size}  {server.url} on {mountpoint}")
         finally:
             done = await blockgate_nbd("umount", mountpoint, env=env)
         assert done.status == 0, done.err
+        assert (await blockgate_nbd("list", env=env)).out == ""
     assert not mountpoint.is_mount()
     assert sorted(path.name for path in run_dir.iterdir()) == ["agent.lock", "agent.log", "agent.sock"]
 

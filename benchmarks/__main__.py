@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmarks import cold, hot, inflate, ingest, observing
+from benchmarks import cold, first_file, hot, inflate, ingest, observing
 from benchmarks.layers import Layer, choose
 from benchmarks.report import Row, show
 from benchmarks.servers import Gateway, Registry, gateway, registry
 
-TARGETS = (1, 2, 3, 4, 6, 9, 10)
+TARGETS = (1, 2, 3, 4, 6, 8, 9, 10)
 _DELAY_SECONDS = 0.010
 
 
@@ -63,6 +63,7 @@ def measure(target: int, scene: Scene, *, quick: bool) -> list[Row]:
             *ingest.registration(scene.near, layer, folder, rounds=fewer),
             *ingest.huge_registration(layer, folder, size=1 << 30 if quick else 4 << 30),
         ],
+        8: lambda: first_file.first_file(layer, folder, rounds=1 if quick else 3),
         9: lambda: cold.crowd(serving, scene.far, layer, "far", clients=1000),
         10: lambda: observing.watching(layer, scene.near, folder, seconds=seconds, rounds=fewer),
     }
@@ -94,7 +95,7 @@ def main() -> None:
                     rows += measure(target, scene, quick=options.quick)
                 except pytest.skip.Exception as missing:
                     console.print(f"[yellow]target {target} is not measured: {missing}[/]")
-    show(rows, [*inflate.NOTES, *cold.NOTES, *hot.NOTES, *ingest.NOTES, *observing.NOTES])
+    show(rows, [*inflate.NOTES, *cold.NOTES, *hot.NOTES, *ingest.NOTES, *first_file.NOTES, *observing.NOTES])
 
 
 if __name__ == "__main__":

@@ -12,7 +12,10 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Row:
-    """One measured number. ``wanted`` begins with ``≥``, ``≤`` or ``=``; ``detail`` says what it is made of."""
+    """One measured number. ``wanted`` begins with ``≥``, ``≤`` or ``=``, or is empty: nothing is wanted.
+
+    ``detail`` says what it is made of.
+    """
 
     target: int
     what: str
@@ -23,7 +26,7 @@ class Row:
 
     @property
     def met(self) -> bool:
-        """Whether the number is what the target wants."""
+        """Whether the number is what the target wants, if it wants something."""
         bound = float(self.wanted[1:])
         return {"≥": self.measured >= bound, "≤": self.measured <= bound, "=": self.measured == bound}[
             self.wanted[0]
@@ -36,10 +39,9 @@ def show(rows: Sequence[Row], notes: Sequence[str]) -> None:
         table.add_column(name, justify="right" if name in ("measured", "wanted") else "left")
     for row in rows:
         number = f"{row.measured:g}" if row.measured == int(row.measured) else f"{row.measured:.2f}"
-        verdict = "[green]met[/]" if row.met else "[red]missed[/]"
-        table.add_row(
-            str(row.target), row.what, f"{number} {row.unit}", f"{row.wanted} {row.unit}", verdict, row.detail
-        )
+        verdict = "" if not row.wanted else "[green]met[/]" if row.met else "[red]missed[/]"
+        wanted = f"{row.wanted} {row.unit}" if row.wanted else ""
+        table.add_row(str(row.target), row.what, f"{number} {row.unit}", wanted, verdict, row.detail)
     console = Console(highlight=False, width=160, soft_wrap=True)
     console.print(table)
     console.print("\nWhat is unfair:")

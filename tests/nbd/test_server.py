@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import socket
 from collections.abc import Callable
@@ -304,8 +305,9 @@ async def test_no_file_descriptor_leaks(memory, tmp_path):
             await asyncio.sleep(0)
         return len(list(Path("/proc/self/fd").iterdir()))  # noqa: ASYNC240
 
+    gc.collect()  # what earlier tests left may close its descriptors at any time
     first = await cycle()
-    assert [await cycle() for _ in range(5)] == [first] * 5
+    assert max([await cycle() for _ in range(5)]) <= first
 
 
 def test_every_error_is_a_leaf_of_the_one_tree():

@@ -82,6 +82,7 @@ class Via(Enum):
 
 
 _RunDir = Annotated[Path, typer.Option(envvar="BLOCKGATE_NBD_RUN_DIR", help="The agent's folder.")]
+_Gateway = Annotated[str, typer.Option(envvar="BLOCKGATE_URL", help="The gateway that reads images.")]
 _Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
@@ -156,9 +157,7 @@ def mount(
     via: Annotated[
         Via, typer.Option(help="The kernel's NBD driver, or nbdfuse and a loop device.")
     ] = Via.auto,
-    gateway: Annotated[
-        str, typer.Option(envvar="BLOCKGATE_URL", help="The gateway that reads images.")
-    ] = _GATEWAY,
+    gateway: _Gateway = _GATEWAY,
     kind: Annotated[
         str | None,
         typer.Option("-t", metavar="erofs[.SUBTYPE]", help="As mount.erofs: nbd or fuse, as --via."),
@@ -258,11 +257,11 @@ def umount(
 
 
 @app.command()
-def doctor(run_dir: _RunDir = DEFAULT_RUN_DIR) -> None:
+def doctor(gateway: _Gateway = _GATEWAY, run_dir: _RunDir = DEFAULT_RUN_DIR) -> None:
     """Say what works on this machine, and what to do about the rest."""
     from nbd_client.doctor import can_mount, examine  # noqa: PLC0415  --help stays quick
 
-    findings = list(examine(run_dir))
+    findings = list(examine(run_dir, gateway, token=gateway_token()))
     for finding in findings:
         advice = f" -> {finding.advice}" if finding.advice else ""
         print(f"{'ok' if finding.good else '--'}  {finding.subject}: {finding.text}{advice}")

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nbd_client.control import ask, ensure_agent, spawn
-from nbd_client.errors import InvalidOption, KernelUnsupported, MountFailed, NodeError, ToolMissing
+from nbd_client.errors import InvalidOption, KernelUnsupported, MountFailed, RecordInvalid, ToolMissing
 from nbd_client.kernel.netlink import NbdNetlink
 
 _SUFFIX = ".mount.json"
@@ -171,23 +171,24 @@ def _leave_fuse(folder: Path) -> None:
 
 
 def fuse_mountpoints(run_dir: Path) -> dict[str, str]:
-    """Where the FUSE mounts of this program are, by the socket that each reads from. Raises ``NodeError``."""
+    """Where the FUSE mounts of this program are, by the socket that each reads from. Raises ``RecordInvalid``."""
     return {
-        mounted.socket: mounted.mountpoint for _, mounted in _records(run_dir) if mounted.socket is not None
+        mounted.socket: mounted.mountpoint for _, mounted in recorded(run_dir) if mounted.socket is not None
     }
 
 
-def _recorded(mountpoint: Path, run_dir: Path) -> tuple[Path, Mounted]:
-    for path, mounted in _records(run_dir):
-        if mounted.mountpoint == str(mountpoint):
-            return path, mounted
-    raise InvalidOption(f"{mountpoint} was not mounted by this program")
-
-
-def _records(run_dir: Path) -> Iterator[tuple[Path, Mounted]]:
-    for path in run_dir.glob(f"*{_SUFFIX}"):
+def recorded(run_dir: Path) -> Iterator[tuple[Path, Mounted]]:
+    """Every mount that was recorded, with its record. Raises ``RecordInvalid`` for what cannot be understood."""
+    for path in sorted(run_dir.glob(f"*{_SUFFIX}")):
         try:
             mounted = Mounted(**json.loads(path.read_bytes()))
         except (ValueError, TypeError) as error:
-            raise NodeError(f"{path} cannot be understood; remove it if its mount is gone") from error
+            raise RecordInvalid(f"{path} cannot be understood; remove it if its mount is gone") from error
         yield path, mounted
+
+
+def _recorded(mountpoint: Path, run_dir: Path) -> tuple[Path, Mounted]:
+    for path, mounted in recorded(run_dir):
+        if mounted.mountpoint == str(mountpoint):
+            return path, mounted
+    raise InvalidOption(f"{mountpoint} was not mounted by this program")

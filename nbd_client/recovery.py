@@ -16,6 +16,7 @@ from nbd_client.errors import RecordInvalid
 from nbd_client.source.response import Pin
 
 VERSION = 1
+BACKEND_PREFIX = "blockgate-nbd-"
 _SUFFIX = ".device.json"
 
 
@@ -39,7 +40,7 @@ class Record:
 def new_record(url: str, pin: Pin) -> Record:
     """A record with an identifier of its own."""
     return Record(
-        backend=f"blockgate-nbd-{secrets.token_hex(8)}",
+        backend=f"{BACKEND_PREFIX}{secrets.token_hex(8)}",
         url=url,
         size=pin.size,
         etag=_decoded(pin.etag),
@@ -99,7 +100,7 @@ def parse_record(raw: bytes) -> Record:
     optional_text = (record.etag, record.last_modified)
     if not (
         isinstance(record.backend, str)
-        and record.backend.startswith("blockgate-nbd-")
+        and record.backend.startswith(BACKEND_PREFIX)
         and "/" not in record.backend
         and isinstance(record.url, str)
         and all(text is None or isinstance(text, str) for text in optional_text)

@@ -96,12 +96,17 @@ class Device:
         return memoryview(data)[first - begin : first - begin + length]
 
     def expect(self, start: int, stop: int) -> None:
-        """A request for ``[start, stop)`` is being answered: read ahead of it if it belongs to a stream."""
+        """A request for ``[start, stop)`` is being answered: read ahead of it if it belongs to a stream.
+
+        Not past the segment's end: a mount that reads metadata in order is not about to read the first layer.
+        """
         ahead = self._streams.note(start, stop)
-        if ahead and stop < self.size:
-            for want in self._wants(stop, min(stop + ahead, self.size)):
-                if want.layer is not None:
-                    self._store.prefetch(want.layer, want.span)
+        if not ahead:
+            return
+        segment = self._map.segments[self._map.find(stop - 1)]
+        for want in self._wants(stop, min(stop + ahead, segment.offset + segment.length)):
+            if want.layer is not None:
+                self._store.prefetch(want.layer, want.span)
 
     async def stream(self, start: int, stop: int) -> AsyncIterator[Bytes]:
         """The bytes of ``[start, stop)`` in order and in pieces, fetched side by side a little ahead of the reader.

@@ -192,6 +192,19 @@ async def test_a_sequential_reader_is_read_ahead_of(make_store, made):
     assert len(sources[0].reads) == device.layers[0].table.count
 
 
+async def test_reading_ahead_ends_where_the_segment_ends(make_store, made):
+    device, _, sources = build([made[2], made[0]], make_store())
+    end = device.segments[0].length
+    for start in range(0, end - 128, 128):
+        device.expect(start, start + 128)
+        await device.read(start, 128)
+    assert len(sources[0].reads) == device.layers[0].table.count
+    assert sources[1].reads == [], "whoever reads metadata in order is not about to read the layer behind it"
+    device.expect(end - 128, end)
+    device.expect(end, end + 4096)
+    await sources[1].asked(1)
+
+
 async def test_what_was_served_is_counted_by_where_it_came_from(make_store, made):
     device, _, _ = build([made[0]], make_store())
     await device.read(0, 100)

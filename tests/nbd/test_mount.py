@@ -10,7 +10,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from nbd_client import doctor
 from nbd_client.errors import GatewayError, InvalidOption, MountFailed
 from nbd_client.gateway import GatewayClient
 from nbd_client.mount import missing_for_fuse, mount_url, umount
@@ -220,16 +219,6 @@ def test_a_problem_and_a_silent_gateway_are_told():
         client.register("a", {})
     with GatewayClient("http://127.0.0.1:1") as client, pytest.raises(GatewayError, match="BLOCKGATE_URL"):
         client.register("a", {})
-
-
-def test_the_doctor_looks_at_everything_and_judges(tmp_path):
-    (tmp_path / "filesystems").write_text("nodev\tproc\n")
-    findings = list(doctor.examine(tmp_path, tmp_path / "filesystems"))
-    assert {finding.subject for finding in findings} >= {"privilege", "kernel NBD", "EROFS", "FUSE", "agent"}
-    assert not doctor.can_mount(findings)
-    good = [doctor.Finding(subject, True, "") for subject in ("privilege", "EROFS", "FUSE")]
-    assert doctor.can_mount(good)
-    assert not doctor.can_mount(good[:2])
 
 
 @pytest.mark.real

@@ -213,7 +213,7 @@ def _held(run_dir: Path) -> Iterator[Finding]:
         yield Finding("agent", False, error.detail, f"look at {run_dir / 'agent.log'}")
         return
     for one in held:
-        if one["state"] != "attached":
+        if one["state"] not in {"attached", "exported"}:
             yield Finding(
                 "device",
                 False,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 
 from gateway import errors
+from gateway.api.context import services_of
 from gateway.api.problems import responses
 from gateway.api.schemas import ResolvedImage, ResolvedLayer
 from gateway.devices.images import ImageAccess
 from gateway.devices.spec import SourceSpec
-from gateway.services import Services
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
 
@@ -39,7 +39,7 @@ async def resolve(source: SourceSpec, request: Request) -> ResolvedImage:
     Nothing is registered or kept. A device that is registered with `pinned` shows this very image for ever, wherever its tag
     moves.
     """
-    services: Services = request.app.state.services
+    services = services_of(request)
     access = ImageAccess(services.sources, source)
     image = await access.resolve()
     return ResolvedImage(

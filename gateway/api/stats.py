@@ -9,15 +9,28 @@ from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Request, Response
-from pydantic import BaseModel, Field
 
 from gateway import __version__, errors, metrics
+from gateway.api.context import services_of
 from gateway.api.problems import responses
 from gateway.api.schemas import FailureView, ProgressView, SegmentView
-from gateway.devices.records import SERVING, DeviceRecord, State, Verification
-from gateway.devices.spec import Layout
+from gateway.api.stats_schemas import (
+    BytesView,
+    CachesView,
+    CellsView,
+    DeviceStats,
+    EventView,
+    MapView,
+    NodeView,
+    SeriesView,
+    StatsView,
+    StatusView,
+    TrafficView,
+    UpstreamView,
+)
+from gateway.devices.records import SERVING, DeviceRecord
 from gateway.metrics import Histogram, Numbers, quantile
-from gateway.observe.nodes import SILENT_SECONDS, NodeDevice, NodeRecord
+from gateway.observe.nodes import SILENT_SECONDS, NodeRecord
 from gateway.observe.observation import (
     BUCKETS_COLUMN,
     ERRORS_COLUMN,
@@ -26,9 +39,7 @@ from gateway.observe.observation import (
     Observation,
     Overview,
 )
-from gateway.observe.spanmap import CellState
 from gateway.observe.timeline import SLOT_SECONDS
-from gateway.services import Services
 from gateway.spans.store import Origin
 
 _RECENT_SLOTS = 6
@@ -37,162 +48,6 @@ _SHARED_SECONDS = 0.5
 router = APIRouter(tags=["observation"])
 
 Name = Annotated[str, Path(description="Device name: `[a-z0-9][a-z0-9._-]{0,127}`", max_length=200)]
-
-
-class StatusView(BaseModel):
-    """The one line to look at."""
-
-    level: Literal["ok", "trouble"]
-    reason: str = Field(description="What is wrong, most serious first; or that nothing is")
-
-
-class TrafficView(BaseModel):
-    """Reads of device data in the latest half minute, and in all."""
-
-    per_second: float
-    p50_seconds: float | None = Field(description="Estimated from a histogram; null when nothing was read")
-    p99_seconds: float | None
-    errors_per_second: float = Field(description="Answers of status 5xx and answers that were cut short")
-    in_flight: int = Field(description="Requests of any kind")
-    requests: int = Field(description="Since the start")
-    errors: int = Field(description="Since the start")
-
-
-class BytesView(BaseModel):
-    """Device bytes sent since the start, by where each was when it was asked for."""
-
-    memory: int
-    disk: int
-    upstream: int
-    local: int
-    hit_ratio: float | None = Field(
-        description="Share that did not come from upstream; null when nothing was read"
-    )
-    fetched: int = Field(description="Compressed bytes fetched from upstream for reads")
-    amplification: float | None = Field(
-        description="`fetched` by `upstream`; null when nothing was read cold"
-    )
-
-
-class SeriesView(BaseModel):
-    """The last 15 minutes, oldest first; all lists are equally long. The last value is of a step that is not over."""
-
-    step_seconds: int
-    start: datetime = Field(description="When the first step began")
-    requests: list[int]
-    errors: list[int]
-    memory: list[int] = Field(description="Bytes")
-    disk: list[int] = Field(description="Bytes")
-    upstream: list[int] = Field(description="Bytes")
-    local: list[int] = Field(description="Bytes")
-    hit_ratio: list[float | None]
-    p50_seconds: list[float | None]
-    p99_seconds: list[float | None]
-
-
-class UpstreamView(BaseModel):
-    """A registry, as this gateway met it since the start."""
-
-    registry: str
-    breaker: Literal["closed", "half_open", "open"]
-    attempts: int
-    failures: int
-    retries: int
-    throttled: int
-    received_bytes: int
-    p50_seconds: float | None
-    p99_seconds: float | None
-
-
-class DeviceStats(BaseModel):
-    """A device, what was read of it since it was opened, and how far it is."""
-
-    name: str
-    state: State
-    verification: Verification
-    layout: Layout
-    image: str
-    size: int | None
-    segments: list[SegmentView]
-    served_bytes: int
-    hit_ratio: float | None
-    amplification: float | None
-    progress: ProgressView | None
-    error: FailureView | None = Field(
-        description="Why it is not as it should be, or how the last fetch failed"
-    )
-    created_at: datetime
-
-
-class NodeView(BaseModel):
-    """A node that reported in the last 15 minutes."""
-
-    name: str
-    version: str
-    reported_at: datetime
-    silent: bool = Field(description="Not heard of for a minute")
-    devices: list[NodeDevice]
-
-
-class EventView(BaseModel):
-    """A line of the log that somebody may want to see."""
-
-    at: datetime
-    level: str
-    text: str
-    device: str | None
-
-
-class CachesView(BaseModel):
-    """How full the tiers are."""
-
-    memory_bytes: int
-    memory_budget_bytes: int
-    disk_bytes: int
-    disk_budget_bytes: int
-    disk_bypassed: bool
-    disk_write_errors: int
-    evictions: int
-
-
-class StatsView(BaseModel):
-    """Everything that the dashboard shows, of all workers."""
-
-    generated_at: datetime
-    version: str
-    workers: int
-    started_at: datetime
-    status: StatusView
-    traffic: TrafficView
-    bytes: BytesView
-    series: SeriesView
-    caches: CachesView
-    upstream: list[UpstreamView]
-    devices: list[DeviceStats]
-    nodes: list[NodeView]
-    events: list[EventView]
-
-
-class CellsView(BaseModel):
-    """Cells in order, as columns of equal length."""
-
-    offset: list[int]
-    length: list[int]
-    spans: list[int] = Field(description="How many spans the cell stands for")
-    state: list[CellState] = Field(
-        description="`never` read and not here; `dropped`: read, but not here any more; the best place of its spans else"
-    )
-    cached: list[float] = Field(description="Share of the cell's bytes that is in memory or on disk")
-    reads: list[int] = Field(description="How often its spans were read")
-
-
-class MapView(BaseModel):
-    """The address space of a device. Cells cover the segments but for zeros."""
-
-    name: str
-    size: int
-    segments: list[SegmentView]
-    cells: CellsView
 
 
 class _Shared:
@@ -232,9 +87,8 @@ async def stats(request: Request, response: Response) -> StatsView:
 )
 async def device_map(name: Name, request: Request, response: Response) -> MapView:
     """Where the bytes of a device are, and how often each stretch was read: at most 2048 cells."""
-    services: Services = request.app.state.services
     observation: Observation = request.app.state.observation
-    device = await services.shelf.get(name)
+    device = await services_of(request).shelf.get(name)
     cells = await observation.map(device)
     response.headers["cache-control"] = "no-store"
     return MapView(

@@ -111,7 +111,7 @@ def detach(
 @app.command("list")
 def list_devices(as_json: _Json = False, run_dir: _RunDir = DEFAULT_RUN_DIR) -> None:
     """Show what is attached, and what is mounted without the kernel's driver."""
-    from nbd_client.mount import fuse_mountpoints  # noqa: PLC0415  attach and list start without it
+    from nbd_client.mount import fuse_mountpoints  # noqa: PLC0415  --help stays quick
 
     if not running(run_dir) and not any(run_dir.glob("*.device.json")):
         devices = []

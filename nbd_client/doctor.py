@@ -11,14 +11,19 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from nbd_client.control import ask, running
-from nbd_client.errors import KernelUnsupported, NodeError, RecordInvalid
+from nbd_client.errors import GatewayError, KernelUnsupported, NodeError, RecordInvalid
 from nbd_client.kernel.netlink import NbdNetlink
 from nbd_client.kernel.sysfs import Sysfs, device_path
 from nbd_client.mount import missing_for_fuse, recorded
 from nbd_client.recovery import BACKEND_PREFIX, Records
+
+if TYPE_CHECKING:
+    import httpx
 
 _CLOCK_SECONDS = 5.0  # a Date has whole seconds, and the answer takes a while
 _GATEWAY_SECONDS = 5.0
@@ -74,9 +79,16 @@ def examine(
     yield from ask_gateway(gateway, token)
     alive = running(run_dir)
     yield Finding("agent", True, f"{'runs' if alive else 'does not run (started when needed)'} in {run_dir}")
+    held: list[dict[str, Any]] = []
+    try:
+        held = ask(run_dir, "list") if alive else []
+    except NodeError as error:
+        yield Finding("agent", False, error.detail, f"look at {run_dir / 'agent.log'}")
+        return  # what is stale depends on what it holds
     try:
         yield from _devices(run_dir, machine.sysfs, alive)
-        yield from _mounts(run_dir)
+        yield from _waiting(held, run_dir)
+        yield from _mounts(run_dir, {one["device"] for one in held})
     except PermissionError as error:
         yield Finding("records", False, f"cannot read {error.filename}", "run it as root")
 
@@ -89,23 +101,17 @@ def can_mount(findings: list[Finding]) -> bool:
 
 def ask_gateway(url: str, token: str | None) -> Iterator[Finding]:
     """Whether it answers and takes our token, and whether its clock is ours: certificates and tokens depend on it."""
-    import httpx  # noqa: PLC0415  slow to import, and of use to nobody else here
+    from nbd_client.gateway import GatewayClient  # noqa: PLC0415  httpx is slow to import
 
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
     where = url.rstrip("/")
     try:
-        with httpx.Client(headers=headers, timeout=_GATEWAY_SECONDS, trust_env=False) as client:
-            answer = client.get(f"{where}/v1/devices")
-            now = time.time()
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        yield Finding(
-            "gateway",
-            False,
-            f"none answers at {where} ({error})",
-            "start it (blockgate serve), or say where it is: --gateway or BLOCKGATE_URL",
-        )
+        with GatewayClient(url, token=token, timeout_seconds=_GATEWAY_SECONDS) as client:
+            answer = client.look()
+    except GatewayError as error:
+        yield Finding("gateway", False, error.detail, "start it: blockgate serve")
         yield Finding("clock", True, "not compared: that needs a gateway")
         return
+    now = time.time()
     yield _judged(where, answer, token)
     try:
         ahead = now - parsedate_to_datetime(answer.headers["date"]).timestamp()
@@ -113,21 +119,17 @@ def ask_gateway(url: str, token: str | None) -> Iterator[Finding]:
         yield Finding("clock", True, "not compared: the gateway does not say what time it is")
         return
     good = abs(ahead) <= _CLOCK_SECONDS
+    direction = "ahead of" if ahead > 0 else "behind"
     yield Finding(
         "clock",
         good,
-        "agrees with the gateway's"
-        if good
-        else f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the gateway's",
+        "agrees with the gateway's" if good else f"{abs(ahead):.0f} s {direction} the gateway's",
         "" if good else "set the one that is wrong, and keep it by NTP (chrony, systemd-timesyncd)",
     )
 
 
-def _judged(where: str, answer: object, token: str | None) -> Finding:
-    import httpx  # noqa: PLC0415
-
-    assert isinstance(answer, httpx.Response)  # noqa: S101
-    if answer.status_code in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
+def _judged(where: str, answer: httpx.Response, token: str | None) -> Finding:
+    if answer.status_code in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
         text = "refuses the token" if token else "wants a token"
         return Finding("gateway", False, f"{where} {text}", "put the right one into BLOCKGATE_TOKEN")
     try:
@@ -202,16 +204,10 @@ def _devices(run_dir: Path, sysfs: Sysfs, alive: bool) -> Iterator[Finding]:
             yield Finding(
                 "device", False, f"{path} is of an agent whose record is lost", f"nbd-client -d {path}"
             )
-    if alive:
-        yield from _held(run_dir)
 
 
-def _held(run_dir: Path) -> Iterator[Finding]:
-    try:
-        held = ask(run_dir, "list")
-    except NodeError as error:
-        yield Finding("agent", False, error.detail, f"look at {run_dir / 'agent.log'}")
-        return
+def _waiting(held: list[dict[str, Any]], run_dir: Path) -> Iterator[Finding]:
+    """Devices that the agent holds without their gateway."""
     for one in held:
         if one["state"] not in {"attached", "exported"}:
             yield Finding(
@@ -222,8 +218,8 @@ def _held(run_dir: Path) -> Iterator[Finding]:
             )
 
 
-def _mounts(run_dir: Path) -> Iterator[Finding]:
-    """Mounts that are gone, and those through FUSE whose server is."""
+def _mounts(run_dir: Path, served: set[str]) -> Iterator[Finding]:
+    """Mounts that are gone, and those through FUSE whose server is: a killed agent leaves its sockets behind."""
     try:
         for _, mounted in recorded(run_dir):
             where = mounted.mountpoint
@@ -234,7 +230,7 @@ def _mounts(run_dir: Path) -> Iterator[Finding]:
                     f"{where} is recorded and not mounted",
                     f"blockgate-nbd umount {where} takes away what is left of it",
                 )
-            elif mounted.socket is not None and not Path(mounted.socket).is_socket():
+            elif mounted.socket is not None and mounted.socket not in served:
                 yield Finding(
                     "mount",
                     False,

@@ -54,6 +54,10 @@ class GatewayClient:
     ) -> None:
         self._client.close()
 
+    def look(self) -> httpx.Response:
+        """Ask for the list of devices; the answer as it came, whatever it is."""
+        return self._send("GET", "v1/devices")
+
     def upload(self, path: Path) -> str:
         """Make a file known to the gateway; return its digest. What it has already is not sent again."""
         try:

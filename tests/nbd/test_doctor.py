@@ -110,6 +110,18 @@ def test_a_mount_that_is_gone_and_a_record_that_is_no_record_are_told(run_dir, m
     assert "a.mount.json" in by_subject["mount"].text
 
 
+def test_a_fuse_mount_whose_agent_was_killed_is_told_though_its_socket_is_left(run_dir, machine):
+    socket_path = run_dir / "a.sock"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(socket_path))
+    (run_dir / "a.mount.json").write_text(
+        json.dumps({"mountpoint": "/proc", "url": "http://gateway/x", "socket": str(socket_path)})
+    )
+    by_subject, _ = found(run_dir, machine)
+    assert "/proc lost its server" in by_subject["mount"].text
+    assert "blockgate-nbd umount /proc" in by_subject["mount"].advice
+
+
 @contextmanager
 def answering(status=200, body=b'{"devices": []}', ahead_seconds=0.0):
     """Something like a gateway, with such a clock."""
@@ -174,7 +186,8 @@ async def test_the_command_tells_all_of_it_and_starts_nothing(run_dir):
         taken.bind(("127.0.0.1", 0))  # bound and not listening: nobody answers there
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         done = await blockgate_nbd("doctor", "--gateway", url, "--run-dir", run_dir)
-    assert f"--  gateway: none answers at {url}" in done.out
+    assert f"--  gateway: no answer from the gateway at {url}" in done.out
+    assert "--gateway" in done.out
     assert "blockgate serve" in done.out
     assert "Traceback" not in done.err
     assert list(run_dir.iterdir()) == []

@@ -74,6 +74,8 @@ async def test_mount_and_umount_through_fuse_and_a_loop_device(image, run_dir, t
                 assert read == path.read_bytes()
             listed = await blockgate_nbd("list", env=env)
             assert listed.out.strip().endswith(f"{image.stat().st_size}  {server.url} on {mountpoint}")
+            told = await blockgate_nbd("doctor", env=env)
+            assert "lost its server" not in told.out
         finally:
             done = await blockgate_nbd("umount", mountpoint, env=env)
         assert done.status == 0, done.err

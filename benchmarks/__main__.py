@@ -72,7 +72,7 @@ def measure(target: int, scene: Scene, *, quick: bool) -> list[Row]:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(prog="benchmarks", description=__doc__.partition("\n")[0])
-    arguments.add_argument("--quick", action="store_true", help="fewer rounds: a minute instead of five")
+    arguments.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
     arguments.add_argument(
         "--target",
         type=int,

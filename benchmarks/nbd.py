@@ -26,6 +26,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 GIB = 1 << 30
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -39,8 +40,9 @@ JOBS: dict[str, tuple[list[str], str]] = {
     "rnd4k-q64": (["--rw=randread", "--bs=4k", "--iodepth=64"], "IOPS"),
     "warm4k-q16": (["--rw=randread", "--bs=4k", "--iodepth=16", "--size=32m"], "IOPS"),
 }
+# The job's number, and CPU seconds per GiB.
+Run = tuple[float, float | None]
 SERVERS = ("ours", "nbdkit", "nbdkit-cache", "nbdkit-readahead", "qemu-256k", "qemu-4m", "http")
-HUNG = (0.0, float("nan"))  # a number and CPU seconds per GiB
 QEMU_READAHEAD = {"qemu-256k": 256 << 10, "qemu-4m": 4 << 20}  # bytes
 FILTERS = {
     "nbdkit": [],
@@ -160,14 +162,12 @@ end
     return float(next(line.split()[1] for line in done.stdout.splitlines() if "Requests/sec" in line))
 
 
-def measure(
-    server: str, url: str, job: str, folder: Path, seconds: float, size: int
-) -> tuple[float, float] | None:
-    """The job's number and the server's CPU seconds per GiB (NaN where there is no server); ``None`` if it hung."""
+def measure(server: str, url: str, job: str, folder: Path, seconds: float, size: int) -> Run | None:
+    """The job's number and the server's CPU seconds per GiB (``None`` where there is no server); ``None`` if it hung."""
     path = folder / "nbd.sock"
     arguments, unit = JOBS[job]
     if server == "http":
-        return wrk(url, int(job.rpartition("-q")[2]), folder, seconds, size), float("nan")
+        return wrk(url, int(job.rpartition("-q")[2]), folder, seconds, size), None
     timeout = 3 * seconds + 5
     with served(server, url, path) as pid:
         try:
@@ -203,7 +203,7 @@ def main() -> None:
     parser.add_argument("--delays", default="0,10")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    results: dict[tuple[int, str, str], list[tuple[float, float]]] = defaultdict(list)
+    results: dict[tuple[int, str, str], list[Run | None]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -219,26 +219,31 @@ def main() -> None:
                             if is_measured(server, job):
                                 size = options.size_mib << 20
                                 numbers = measure(server, urls[delay], job, folder, options.seconds, size)
-                                results[delay, job, server].append(numbers or HUNG)
-    medians = {
-        key: (statistics.median(n for n, _ in runs), statistics.median(c for _, c in runs))
-        for key, runs in results.items()
-    }
+                                results[delay, job, server].append(numbers)
     if options.json:
-        rows = [(*key, *value) for key, value in medians.items()]
-        print(
-            json.dumps(
-                [
-                    dict(zip(("delay_ms", "job", "server", "number", "cpu_s_gib"), r, strict=True))
-                    for r in rows
-                ]
-            )
-        )
+        print(json.dumps([_row(*key, runs) for key, runs in results.items()]))
         return
     print(f"{'delay':>5} {'job':<11} {'server':<17} {'median':>10} {'unit':<5} {'CPU s/GiB':>9}")
-    for (delay, job, server), (number, cpu) in medians.items():
-        shown = f"{number:>10.0f} {JOBS[job][1]:<5}" if number else f"{'hung':>10}      "
-        print(f"{delay:>5} {job:<11} {server:<17} {shown} {cpu:>9.2f}")
+    for (delay, job, server), runs in results.items():
+        row = _row(delay, job, server, runs)
+        number = "-" if row["number"] is None else f"{row['number']:.0f}"
+        cpu = "-" if row["cpu_s_gib"] is None else f"{row['cpu_s_gib']:.2f}"
+        hung = f"  hung in {row['hung']} of {len(runs)}" if row["hung"] else ""
+        print(f"{delay:>5} {job:<11} {server:<17} {number:>10} {JOBS[job][1]:<5} {cpu:>9}{hung}")
+
+
+def _row(delay: int, job: str, server: str, runs: list[Run | None]) -> dict[str, Any]:
+    """Medians of the runs that ended, ``None`` where there are none, and how many hung."""
+    ended = [run for run in runs if run is not None]
+    costs = [cpu for _, cpu in ended if cpu is not None]
+    return {
+        "delay_ms": delay,
+        "job": job,
+        "server": server,
+        "number": statistics.median(number for number, _ in ended) if ended else None,
+        "cpu_s_gib": statistics.median(costs) if costs else None,
+        "hung": len(runs) - len(ended),
+    }
 
 
 if __name__ == "__main__":

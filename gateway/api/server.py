@@ -104,7 +104,7 @@ def run_worker(settings: Settings, sock: socket.socket) -> None:
         log_config=None,
         proxy_headers=False,
         server_header=False,
-        date_header=False,
+        date_header=True,  # RFC 9110 section 6.6.1; nodes compare their clocks with it
         backlog=_BACKLOG,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=_GRACE_SECONDS,

@@ -14,11 +14,19 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nbd_client.control import ask, ensure_agent, spawn
-from nbd_client.errors import InvalidOption, KernelUnsupported, MountFailed, RecordInvalid, ToolMissing
+from nbd_client.errors import (
+    DeviceUnknown,
+    InvalidOption,
+    KernelUnsupported,
+    MountFailed,
+    RecordInvalid,
+    ToolMissing,
+)
 from nbd_client.kernel.netlink import NbdNetlink
 
 _SUFFIX = ".mount.json"
@@ -63,11 +71,15 @@ def umount(mountpoint: Path, *, run_dir: Path) -> None:
         if number != errno.EINVAL:  # EINVAL: not mounted any more, the rest is still to be undone
             raise MountFailed(f"cannot unmount {mounted.mountpoint}: {os.strerror(number)}")
     ensure_agent(run_dir)
+    # What an agent that was killed or forgot no longer has needs no undoing.
     if mounted.device is not None:
-        ask(run_dir, "detach", device=mounted.device)
+        with suppress(DeviceUnknown):
+            ask(run_dir, "detach", device=mounted.device)
     elif mounted.folder is not None and mounted.socket is not None:
         _leave_fuse(Path(mounted.folder))
-        ask(run_dir, "unexport", path=mounted.socket)
+        with suppress(DeviceUnknown):
+            ask(run_dir, "unexport", path=mounted.socket)
+        Path(mounted.socket).unlink(missing_ok=True)
     path.unlink(missing_ok=True)
 
 

@@ -45,6 +45,7 @@ def mounted(url: str, folder: Path) -> Iterator[Mount]:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
+            start_new_session=True,  # a terminal's Ctrl-C is for the demo; what is mounted needs its server until the end
         )
     try:
         done = _run("mount", url, str(where), "--run-dir", str(run_dir))

@@ -1,5 +1,6 @@
 """``blockgate demo`` as a user runs it."""
 
+import os
 import re
 import signal
 import subprocess
@@ -29,11 +30,14 @@ def test_the_demo_compares_everything_and_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.real
-def test_the_demo_stays_up_serves_ranges_and_ends_with_a_signal(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_the_demo_stays_up_serves_ranges_and_ends_with_a_signal(tmp_path: Path, end: signal.Signals) -> None:
     command = [sys.executable, "-m", "gateway", "demo", "--folder", str(tmp_path / "demo"), "--port", "0"]
     output = tmp_path / "output"
     with output.open("wb") as file:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+        )
     try:
         deadline = time.monotonic() + 100
         while "stays up until" not in output.read_text():
@@ -48,6 +52,11 @@ def test_the_demo_stays_up_serves_ranges_and_ends_with_a_signal(tmp_path: Path) 
         assert answer.status_code == 206
         assert answer.content == bytes.fromhex("e2e1f5e0")  # EROFS' magic, little-endian
     finally:
-        process.send_signal(signal.SIGTERM)
+        if end is signal.SIGINT:
+            os.killpg(process.pid, end)  # a terminal's Ctrl-C goes to every program of the group
+        else:
+            process.send_signal(end)
         assert process.wait(60) == 0
+    assert output.read_text().rstrip().endswith("It stays up until Ctrl-C."), "nothing went wrong at the end"
+    assert not list((tmp_path / "demo").rglob("*.mount.json"))
     assert str(tmp_path) not in Path("/proc/mounts").read_text()

@@ -85,6 +85,24 @@ async def test_mount_and_umount_through_fuse_and_a_loop_device(image, run_dir, t
 
 
 @pytest.mark.real
+async def test_umount_takes_away_what_a_killed_agent_left(image, run_dir, tmp_path):
+    fuse_or_skip()
+    mountpoint = tmp_path / "mountpoint"
+    mountpoint.mkdir()
+    env = {"BLOCKGATE_NBD_RUN_DIR": str(run_dir)}
+    async with range_server(image.read_bytes()) as server:
+        done = await blockgate_nbd("mount", "--via", "fuse", server.url, mountpoint, env=env)
+        assert done.status == 0, done.err
+        os.kill(int((run_dir / "agent.lock").read_text()), signal.SIGKILL)
+        told = await blockgate_nbd("doctor", env=env)
+        assert f"{mountpoint} lost its server" in told.out
+        done = await blockgate_nbd("umount", mountpoint, env=env)
+        assert done.status == 0, done.err
+    assert not mountpoint.is_mount()
+    assert sorted(path.name for path in run_dir.iterdir()) == ["agent.lock", "agent.log", "agent.sock"]
+
+
+@pytest.mark.real
 async def test_what_is_no_image_is_not_mounted_and_nothing_is_left_behind(run_dir, tmp_path):
     fuse_or_skip()
     (tmp_path / "mnt").mkdir()
@@ -245,6 +263,9 @@ async def test_an_image_is_mounted_by_name_through_the_gateway(run_dir, tmp_path
                 done = await blockgate_nbd("umount", mountpoint, env=env)
             assert done.status == 0, done.err
         assert len(gateway.http.get("/v1/devices").json()["devices"]) == 1
+        told = await blockgate_nbd("doctor", env=env)
+        assert f"ok  gateway: {gateway.url} answers and has 1 devices" in told.out
+        assert "ok  clock: agrees with the gateway's" in told.out
         missing = await blockgate_nbd("mount", f"{image}x", mountpoint, "--via", "fuse", env=env)
         assert missing.status == 1
         assert "Traceback" not in missing.err

@@ -5,6 +5,7 @@ ARG PYTHON_IMAGE=python:3.13-slim-trixie
 FROM ${PYTHON_IMAGE} AS wheel
 WORKDIR /source
 COPY pyproject.toml README.md CHANGELOG.md LICENSE ./
+COPY blockgate blockgate
 COPY gateway gateway
 COPY nbd_client nbd_client
 RUN python3 -m venv /opt/build \

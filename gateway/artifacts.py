@@ -15,8 +15,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from blockgate.reader import Bytes, check_bounds
 from gateway.errors import ArtifactNotFound, ContentMismatch, InvalidRequest, PayloadTooLarge, StorageError
-from gateway.reader import Bytes, check_bounds
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _TEMPORARY = ".tmp"

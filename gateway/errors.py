@@ -6,11 +6,11 @@ A leaf says what happened (its ``code`` is stable and documented), whether tryin
 
 ::
 
-    BlockgateError
+    BlockgateError                     (blockgate.errors)
+    ├── RangeNotSatisfiable            no byte of the device lies in the range
     ├── UsageError                     the caller asked for something that cannot be
     │   ├── InvalidRequest             a field, header or parameter is malformed
     │   ├── InvalidReference           not an image reference
-    │   ├── RangeNotSatisfiable        no byte of the device lies in the range
     │   ├── PreconditionFailed         If-Match names other content
     │   ├── PayloadTooLarge            an upload exceeds the limit
     │   ├── HeadersTooLarge            more or longer header fields than accepted
@@ -62,20 +62,7 @@ A leaf says what happened (its ``code`` is stable and documented), whether tryin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import ClassVar
-
-
-class BlockgateError(Exception):
-    """Root of the tree. ``str(error)`` is for people; ``code`` is for programs."""
-
-    code: ClassVar[str] = "internal"
-    retryable: ClassVar[bool] = False
-
-    def __init__(self, detail: str, *, retry_after_seconds: float | None = None) -> None:
-        super().__init__(detail)
-        self.detail = detail
-        self.retry_after_seconds = retry_after_seconds
+from blockgate.errors import BlockgateError, RangeNotSatisfiable, leaves  # noqa: F401 - handed on
 
 
 class UsageError(BlockgateError):
@@ -88,10 +75,6 @@ class InvalidRequest(UsageError):
 
 class InvalidReference(UsageError):
     code = "invalid_reference"
-
-
-class RangeNotSatisfiable(UsageError):
-    code = "range_not_satisfiable"
 
 
 class PreconditionFailed(UsageError):
@@ -288,12 +271,3 @@ class StorageError(BlockgateError):
 
 class IndexDamaged(StorageError):
     code = "index_damaged"
-
-
-def leaves(root: type[BlockgateError] = BlockgateError) -> Iterator[type[BlockgateError]]:
-    """Every error class without subclasses, depth first."""
-    children = root.__subclasses__()
-    if not children:
-        yield root
-    for child in children:
-        yield from leaves(child)

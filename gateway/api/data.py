@@ -18,13 +18,13 @@ from typing import Any
 import structlog
 from starlette.types import Message, Receive, Scope, Send
 
+from blockgate.ranges import Range, Verdict, content_range, evaluate, parse_range, unsatisfied_range
+from blockgate.reader import Bytes
 from gateway.api.edge import answer
 from gateway.devices.device import Device
 from gateway.devices.shelf import Shelf
 from gateway.errors import BlockgateError, InvalidRequest, PreconditionFailed, RangeNotSatisfiable
 from gateway.observe.requests import RequestCounts
-from gateway.ranges import Range, Verdict, content_range, evaluate, parse_range, unsatisfied_range
-from gateway.reader import Bytes
 
 # What is answered at once from memory; more than this goes out piece by piece.
 _ONE_GO_BYTES = 8 << 20

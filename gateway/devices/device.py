@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import NamedTuple
 
+from blockgate.reader import Bytes, check_bounds
 from gateway.devices.readahead import StreamTracker
 from gateway.devices.segments import Segment, SegmentMap, identity
-from gateway.reader import Bytes, check_bounds
 from gateway.spans.layer import SpanLayer
 from gateway.spans.store import Found, Origin, SpanStore
 

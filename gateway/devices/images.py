@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
+from blockgate.reader import Blob, Bytes
 from gateway.devices.records import ImageFacts
 from gateway.devices.spec import DeviceSpec, LayerByDigest, LayerByIndex, SourceSpec
 from gateway.errors import InvalidRequest, UnsupportedLayer
-from gateway.reader import Blob, Bytes
 from gateway.registry.reference import Reference, parse_reference
 from gateway.registry.source import Descriptor, Image, ImageSource, Layer
 from gateway.spans.index import Kind

@@ -11,6 +11,7 @@ import mmap
 import shutil
 from pathlib import Path
 
+from blockgate.reader import Blob
 from gateway.artifacts import Artifacts
 from gateway.errors import CorruptStream, InvalidZinfo, StorageError
 from gateway.gzran import zinfo
@@ -18,7 +19,6 @@ from gateway.gzran.gzip import gzip_header_length
 from gateway.gzran.inflate import inflate_tail
 from gateway.gzran.span import compressed_range
 from gateway.ingest.folder import LayerFolders, spans_digest
-from gateway.reader import Blob
 from gateway.spans.index import LayerFacts, LayerIndex, index_id
 from gateway.spans.table import UNKNOWN, Span, SpanTable
 

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
+from blockgate.reader import Blob, Bytes
 from gateway.errors import BlobMismatch, DiffIdMismatch, StorageError
 from gateway.gzran.zinfo import ZinfoTable
 from gateway.ingest.folder import LayerFolders
 from gateway.ingest.layer_pass import LayerPass, Promise
-from gateway.reader import Blob, Bytes
 from gateway.spans.index import Kind, LayerIndex, index_id
 
 _FEED_BYTES = 1 << 18

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
+from blockgate.reader import Bytes, check_bounds
 from gateway.errors import (
     BlobNotFound,
     RangeIgnored,
@@ -14,7 +15,6 @@ from gateway.errors import (
     UpstreamError,
     WrongRange,
 )
-from gateway.reader import Bytes, check_bounds
 from gateway.registry.endpoint import Endpoint, Place
 from gateway.registry.hedge import Hedge
 from gateway.registry.partial import check_partial, check_whole, range_header

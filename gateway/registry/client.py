@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import httpx
 
+from blockgate.reader import Blob
 from gateway.errors import AddressRefused, BlobNotFound, ConfigurationError, InvalidManifest, ManifestNotFound
-from gateway.reader import Blob
 from gateway.registry.auth import Authenticator
 from gateway.registry.blob import MinimumRate, RegistryBlob
 from gateway.registry.breaker import Breaker, Clock

@@ -13,6 +13,7 @@ import threading
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
+from blockgate.reader import Blob, Bytes, check_bounds
 from gateway.errors import (
     BlobMismatch,
     BlobNotFound,
@@ -23,7 +24,6 @@ from gateway.errors import (
     TruncatedBody,
     UpstreamError,
 )
-from gateway.reader import Blob, Bytes, check_bounds
 from gateway.registry.manifest import (
     CONFIG_LIMIT_BYTES,
     MANIFEST_LIMIT_BYTES,

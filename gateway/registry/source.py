@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from gateway.reader import Blob
+from blockgate.reader import Blob
 from gateway.registry.reference import Reference
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 
+from blockgate.reader import Bytes
 from gateway.errors import ChainMismatch, CorruptStream, IndexDamaged, SpanMismatch
 from gateway.gzran.inflate import inflate_span
 from gateway.gzran.zinfo import WINDOW_BYTES
-from gateway.reader import Bytes
 from gateway.spans.table import Span
 
 

@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from gateway.reader import Bytes
+from blockgate.reader import Bytes
 from gateway.spans.memory import SpanKey
 
 _HEADER = struct.Struct("<8s32sQ32s")

@@ -6,8 +6,8 @@ from array import array
 from collections.abc import Callable
 from typing import Protocol
 
+from blockgate.reader import Bytes, Reader
 from gateway.errors import BlockgateError
-from gateway.reader import Bytes, Reader
 from gateway.spans.memory import MemoryTier, SpanKey
 from gateway.spans.table import SpanTable
 

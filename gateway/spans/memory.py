@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
-from gateway.reader import Bytes
+from blockgate.reader import Bytes
 
 
 class SpanKey(NamedTuple):

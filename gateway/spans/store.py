@@ -17,6 +17,7 @@ from enum import StrEnum
 from functools import partial
 from typing import ParamSpec, TypeVar
 
+from blockgate.reader import Bytes
 from gateway.errors import (
     BlockgateError,
     IndexDamaged,
@@ -27,7 +28,6 @@ from gateway.errors import (
 )
 from gateway.gzran.zinfo import WINDOW_BYTES
 from gateway.metrics import Histogram
-from gateway.reader import Bytes
 from gateway.spans.decode import check_chain, decode
 from gateway.spans.disk import DiskTier
 from gateway.spans.layer import SpanLayer

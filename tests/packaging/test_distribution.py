@@ -86,7 +86,7 @@ def files_below(*folders: str) -> set[str]:
 def test_the_wheel_has_both_packages_with_all_their_files_and_nothing_else(distributions):
     with zipfile.ZipFile(distributions.wheel) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert names == files_below("gateway", "nbd_client")
+    assert names == files_below("blockgate", "gateway", "nbd_client")
 
 
 def test_what_is_no_code_is_packaged_too(distributions):
@@ -95,13 +95,13 @@ def test_what_is_no_code_is_packaged_too(distributions):
     assert "gateway/devices/migrations/script.py.mako" in names
     assert any(name.startswith("gateway/devices/migrations/versions/0001") for name in names)
     assert any(name.startswith("gateway/api/dashboard/static/") and name.endswith(".html") for name in names)
-    assert {"gateway/py.typed", "nbd_client/py.typed"} <= names
+    assert {"blockgate/py.typed", "gateway/py.typed", "nbd_client/py.typed"} <= names
 
 
 def test_the_sdist_holds_what_the_wheel_is_built_from(distributions):
     with tarfile.open(distributions.sdist) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
-    assert files_below("gateway", "nbd_client") <= names
+    assert files_below("blockgate", "gateway", "nbd_client") <= names
     assert {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"} <= names
     assert "docs/getting-started.md" in names
     assert [name for name in names if name.startswith((".git/", ".venv/", "dist/"))] == []

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from gateway.reader import Blob
+from blockgate.reader import Blob
 from gateway.registry.blob import MinimumRate
 from gateway.registry.client import Registries
 from gateway.registry.guard import AllowList

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway import ranges
+from blockgate import ranges
+from blockgate.ranges import Verdict, content_range, evaluate, parse_range
 from gateway.errors import RangeNotSatisfiable
-from gateway.ranges import Verdict, content_range, evaluate, parse_range
 
 TAG = '"abc"'
 

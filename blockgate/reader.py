@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from gateway.errors import RangeNotSatisfiable
+from blockgate.errors import RangeNotSatisfiable
 
 Bytes = bytes | memoryview
 

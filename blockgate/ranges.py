@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from enum import Enum
 
-from gateway.errors import RangeNotSatisfiable
+from blockgate.errors import RangeNotSatisfiable
 
 MAX_RANGES = 16
 MAX_HEADER = 8192

@@ -37,13 +37,14 @@ def tree(root: type) -> Iterator[type]:
 def raised(package: str, kind: type) -> bool:
     """Whether the code raises the class itself, besides its leaves."""
     pattern = re.compile(rf"(?<![\w.]){kind.__name__}\(")
-    sources = [path for path in (ROOT / package).rglob("*.py") if path.name != "errors.py"]
+    folders = (ROOT / "blockgate", ROOT / package)
+    sources = [path for each in folders for path in each.rglob("*.py") if path.name != "errors.py"]
     return any(pattern.search(path.read_text()) for path in sources)
 
 
 def reachable(package: str, module, root: type) -> dict[str, type]:
     """What a caller can meet, by code: leaves, and branches that are raised as they are."""
-    kinds = [kind for kind in tree(root) if kind.__module__ == module.__name__]
+    kinds = [kind for kind in tree(root) if kind.__module__ in (module.__name__, "blockgate.errors")]
     return {kind.code: kind for kind in kinds if not kind.__subclasses__() or raised(package, kind)}
 
 

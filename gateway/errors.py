@@ -26,6 +26,7 @@ A leaf says what happened (its ``code`` is stable and documented), whether tryin
     │   └── ConfigurationError         a setting is wrong
     ├── MissingError
     │   ├── DeviceNotFound
+    │   ├── ContentNotFound            no device has bytes of this entity tag
     │   ├── ArtifactNotFound
     │   ├── CredentialsNotFound
     │   └── RouteNotFound              no such URL
@@ -33,7 +34,8 @@ A leaf says what happened (its ``code`` is stable and documented), whether tryin
     │   ├── DeviceExists               the name is taken by another specification
     │   ├── DeviceNotReady             still being indexed
     │   ├── DeviceFailed               registration failed; its text says why
-    │   └── DeviceQuarantined          content contradicted its proof; nothing is served
+    │   ├── DeviceQuarantined          content contradicted its proof; nothing is served
+    │   └── NewerFormat                a later version of blockgate wrote this
     ├── Overloaded                     too many bytes in flight; shed before touching upstream
     ├── UpstreamError                  a registry did not deliver
     │   ├── RegistryUnreachable        DNS, connect, reset, TLS
@@ -56,8 +58,13 @@ A leaf says what happened (its ``code`` is stable and documented), whether tryin
     │   ├── CorruptStream              gzip: bad block, CRC-32, ISIZE, truncated
     │   ├── SpanMismatch               digest or length of a span
     │   └── ChainMismatch              a span's tail is not the next checkpoint's window
-    └── StorageError                   the data folder or the database failed
-        └── IndexDamaged               a layer's local index is not what the pass wrote; it is being made again
+    └── StorageError                   the data folder, a limit of this machine or the database failed; nothing is concluded
+        ├── IndexAbsent                a layer has no index here
+        ├── IndexDamaged               a copy of an index is not what the pass wrote; it is dropped and made again
+        ├── IndexBeingMade             a read needs an index that is being made again
+        ├── ArtifactDamaged            a file of the data folder does not have its digest
+        ├── BuildFailed                the process that builds metadata ended with an error
+        └── LeaseLost                  another replica does this work by now
 """
 
 from __future__ import annotations
@@ -137,6 +144,10 @@ class DeviceNotFound(MissingError):
     code = "device_not_found"
 
 
+class ContentNotFound(MissingError):
+    code = "content_not_found"
+
+
 class ArtifactNotFound(MissingError):
     code = "artifact_not_found"
 
@@ -168,6 +179,10 @@ class DeviceFailed(StateError):
 
 class DeviceQuarantined(StateError):
     code = "device_quarantined"
+
+
+class NewerFormat(StateError):
+    code = "newer_format"
 
 
 class Overloaded(BlockgateError):
@@ -269,5 +284,25 @@ class StorageError(BlockgateError):
     retryable = True
 
 
+class IndexAbsent(StorageError):
+    code = "index_absent"
+
+
 class IndexDamaged(StorageError):
     code = "index_damaged"
+
+
+class IndexBeingMade(StorageError):
+    code = "index_being_made"
+
+
+class ArtifactDamaged(StorageError):
+    code = "artifact_damaged"
+
+
+class BuildFailed(StorageError):
+    code = "metadata_build"
+
+
+class LeaseLost(StorageError):
+    code = "lease_lost"

@@ -100,7 +100,12 @@ AMPLIFICATION = _define(
     "highest",
     "Bytes fetched from upstream, reading ahead included, for each byte that was sent cold, since the start.",
 )
-FETCHING_BYTES = _define("fetching_bytes", "gauge", "Decoded bytes of the spans being fetched.")
+FETCHING_BYTES = _define(
+    "fetching_bytes",
+    "gauge",
+    "Decoded bytes of spans that are being fetched, or not handed on by their readers yet.",
+)
+SENDING_BYTES = _define("sending_bytes", "gauge", "Bytes that wait for clients to read them.")
 COALESCED = _define("reads_coalesced_total", "counter", "Reads that joined a fetch already under way.")
 SHED = _define("reads_shed_total", "counter", "Reads refused since too much was being fetched.")
 READAHEAD = _define(
@@ -114,6 +119,9 @@ INTEGRITY_FAILURES = _define(
 )
 
 DEVICES = _define("devices", "highest", "Registered devices.", "state")
+DEGRADED = _define(
+    "degraded_devices", "highest", "Devices of which bytes could not be had when they were last asked for."
+)
 REGISTRATIONS = _define("registrations_total", "counter", "Registrations that came to an end.", "outcome")
 REGISTRATION_BYTES = _define(
     "registration_bytes", "highest", "Progress of all registrations under way together.", "part"

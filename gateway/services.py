@@ -1,26 +1,31 @@
-"""The composition root: the one place that knows every part and joins them."""
+"""The composition root: one worker's parts, joined."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
+import resource
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 from gateway.artifacts import Artifacts
+from gateway.catalog.catalog import Catalog
+from gateway.catalog.database import migrate
+from gateway.catalog.generation import Generation
+from gateway.catalog.upkeep import counting_indexes, release_leases
 from gateway.config import Settings, environment
-from gateway.devices.catalog import Catalog, Generation, migrate
-from gateway.devices.registration import Registrar
+from gateway.datafolder import DataFolder
+from gateway.devices.parts import Parts
+from gateway.devices.registrar import Registrar
 from gateway.devices.shelf import Shelf
-from gateway.devices.spec import DeviceSpec
-from gateway.errors import ConfigurationError, StorageError
-from gateway.ingest.folder import LayerFolders
+from gateway.errors import StorageError
 from gateway.ingest.ingest import Ingest
-from gateway.locks import try_lock
+from gateway.layers.folder import FolderStore
+from gateway.layers.open import OpenIndexes
+from gateway.recipes.spec import DeviceSpec
 from gateway.registry.blob import MinimumRate
 from gateway.registry.client import Registries
 from gateway.registry.credentials import Credentials, CredentialStore, default_auth_files
@@ -32,52 +37,40 @@ from gateway.registry.retry import RetryPolicy
 from gateway.registry.sources import ImageSources
 from gateway.registry.stored import StoredCredentials
 from gateway.registry.transport import Transport
-from gateway.spans.disk import DiskTier
-from gateway.spans.locks import NoLocks, SpanLocks
+from gateway.spans.disk import DiskTier, SpanFiles
+from gateway.spans.flights import Admission
+from gateway.spans.locks import SpanLocks
 from gateway.spans.memory import MemoryTier
 from gateway.spans.store import SpanStore
 
 
 @contextmanager
 def prepared(settings: Settings) -> Iterator[None]:
-    """Around a gateway's life, in its first process: make the folders, migrate the catalog, sweep what a crash left.
+    """Around a gateway's life, in its first process: the folder claimed, the catalog migrated, what a crash left removed.
 
-    Raises ``StorageError``, and ``ConfigurationError`` when another gateway uses the data folder.
+    Raises ``StorageError`` and ``ConfigurationError``.
     """
-    root = settings.data_dir
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        for name in ("cache", "layers", "artifacts", "locks"):
-            (root / name).mkdir(exist_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"the data folder {root} cannot be used: {error.strerror}; choose one with --data-dir"
-        ) from error
-    lock = try_lock(root / "locks" / "gateway")
-    if lock is None:
-        raise ConfigurationError(
-            f"another gateway uses the data folder {root}; choose another with --data-dir"
-        )
-    with lock:
+    _raise_descriptor_limit()
+    data = DataFolder(settings.data_dir)
+    with data.claimed():
         migrate(settings.catalog_url)
-        # What earlier workers counted ends with them, so that all counters begin at 0 together.
-        shutil.rmtree(root / "run", ignore_errors=True)
-        sweep(settings)
+        release_leases(settings.catalog_url, f"{data.id()}.")
+        FolderStore(data.layers, data.scratch).sweep(counting_indexes(settings.catalog_url))
         yield
 
 
-def sweep(settings: Settings, pid: int | None = None) -> None:
-    """Remove what killed processes left unfinished: all of them, or the one worker of that id while others go on."""
-    root = settings.data_dir
-    LayerFolders(root / "layers").sweep(pid)
-    Artifacts(root / "artifacts", max_bytes=0).sweep(pid)
-    DiskTier(root / "cache", settings.disk_cache).sweep(pid)
-    if pid is None:
-        _stored_credentials(settings).sweep()
+def sweep(settings: Settings, pid: int) -> None:
+    """Remove what the dead worker ``pid`` left unfinished, while others go on."""
+    data = DataFolder(settings.data_dir)
+    data.sweep(pid)
+    with contextlib.suppress(StorageError):  # they run out by themselves
+        release_leases(settings.catalog_url, f"{data.id()}.{pid}.")
 
 
-def _stored_credentials(settings: Settings) -> StoredCredentials:
-    return StoredCredentials(settings.data_dir / "credentials.json")
+def _raise_descriptor_limit() -> None:
+    """Connections take one descriptor each; the soft limit is often far below what the hard one allows (setrlimit(2))."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @dataclass
@@ -85,53 +78,51 @@ class Services:
     """Everything that one worker needs, started and stopped as one."""
 
     settings: Settings
+    data: DataFolder
     catalog: Catalog
     artifacts: Artifacts
     store: SpanStore
+    disk: SpanFiles
     shelf: Shelf
     registrar: Registrar
     sources: ImageSources
     credentials: StoredCredentials
     upstream: CountingObserver
     _executors: tuple[ThreadPoolExecutor, ...]
-    _locks: SpanLocks | NoLocks
+    _locks: SpanLocks | None
 
     @classmethod
     async def open(cls, settings: Settings) -> Self:
         """Build all parts on the running loop and go on with unfinished registrations."""
-        root: Path = settings.data_dir
+        data = DataFolder(settings.data_dir)
         executor = ThreadPoolExecutor(max_workers=(os.cpu_count() or 1) * 2 + 2, thread_name_prefix="work")
-        catalog = Catalog(settings.catalog_url, Generation(root / "locks" / "generation"), executor)
-        artifacts = Artifacts(root / "artifacts", max_bytes=settings.max_artifact)
-        folders = LayerFolders(root / "layers")
         decoders = ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="decode")
-        locks = NoLocks() if settings.workers == 1 else SpanLocks(root / "locks" / "spans")
+        catalog = Catalog(settings.catalog_url, Generation(data.generation), f"{data.id()}.{os.getpid()}.")
+        artifacts = Artifacts(data.artifacts, data.scratch, max_bytes=settings.max_artifact)
+        locks = None if settings.workers == 1 else SpanLocks(data.span_locks)
+        disk = SpanFiles(data.cache, settings.disk_cache, sharers=settings.workers)
         store = SpanStore(
             MemoryTier(settings.memory_cache // settings.workers),
-            DiskTier(root / "cache", settings.disk_cache, sharers=settings.workers),
-            locks,
-            executor,
-            decoders=decoders,
+            (DiskTier(disk, locks, executor),),
+            Admission(settings.max_fetching),
+            decoders,
             concurrent_fetches=settings.concurrent_fetches,
-            flying_limit_bytes=settings.max_fetching,
         )
         upstream = CountingObserver()
-        credentials = _stored_credentials(settings)
+        credentials = StoredCredentials(data.credentials)
         sources = _sources(settings, upstream, credentials)
-        registrar = Registrar(
-            catalog,
-            Ingest(folders, executor, span_size=settings.span_size),
-            artifacts,
-            sources,
-            root / "locks",
-        )
-        shelf = Shelf(catalog, store, folders, artifacts, sources)
-        shelf.on_reindex = registrar.begin
+        layers = FolderStore(data.layers, data.scratch)
+        indexes = OpenIndexes(layers, catalog)
+        ingest = Ingest(layers, catalog, indexes, executor, span_size=settings.span_size)
+        registrar = Registrar(catalog, Parts(ingest, artifacts, catalog, sources), artifacts)
+        shelf = Shelf(catalog, store, indexes, artifacts, sources, registrar.restore)
         services = cls(
             settings,
+            data,
             catalog,
             artifacts,
             store,
+            disk,
             shelf,
             registrar,
             sources,
@@ -140,15 +131,16 @@ class Services:
             (decoders, executor),
             locks,
         )
+        await shelf.start()
         await registrar.start()
         return services
 
-    def check_spec(self, spec: DeviceSpec) -> None:
+    async def check_spec(self, spec: DeviceSpec) -> None:
         """Raise at once for what can be known at once: a malformed reference, an artifact that is not there."""
         parse_reference(spec.source.image)
         for digest in (spec.metadata, spec.zinfo):
             if digest is not None:
-                self.artifacts.find(digest)
+                await self.artifacts.size(digest)
 
     async def aclose(self) -> None:
         """Stop everything; unfinished registrations go on at the next start."""
@@ -157,7 +149,8 @@ class Services:
         await self.shelf.aclose()
         await self.sources.aclose()
         self.catalog.close()
-        self._locks.close()
+        if self._locks is not None:
+            self._locks.close()
         for executor in self._executors:
             executor.shutdown(wait=True, cancel_futures=True)
 

@@ -14,11 +14,12 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
+from blockgate.names import DATA_PATH
 from gateway import __version__, errors
 from gateway.api import artifacts, credentials, dashboard, devices, images, nodes, operations, problems, stats
 from gateway.api.data import DataEndpoint
 from gateway.api.edge import Edge, Net
-from gateway.api.openapi import DATA_PATH, data_operations
+from gateway.api.openapi import PATHS, data_operations
 from gateway.config import Settings
 from gateway.errors import BlockgateError
 from gateway.observe.observation import Observation
@@ -86,11 +87,13 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     # A route like any other, but raw ASGI, and the edge goes to it directly: no framework layer is paid for per block.
-    app.router.routes.insert(0, Route(DATA_PATH, data, methods=["GET", "HEAD"], include_in_schema=False))
+    for path in PATHS:
+        app.router.routes.insert(0, Route(path, data, methods=["GET", "HEAD"], include_in_schema=False))
     for router in _ROUTERS:
         app.include_router(router)
     dashboard.add(app)
-    counts.name(_templates(app))
+    # Both routes of device bytes are counted as one: they are the same bytes.
+    counts.name({**_templates(app), data: DATA_PATH})
     app.edge = Edge(
         app.inside, data, counts, tokens=settings.tokens, access_log=settings.log_level == "debug"
     )
@@ -123,11 +126,12 @@ def schema(app: FastAPI) -> dict[str, Any]:
             routes=app.routes,
             openapi_version="3.1.0",
         )
-        document["paths"][DATA_PATH] = data_operations()
+        for path in PATHS:
+            document["paths"][path] = data_operations(path)
         document["paths"] = dict(sorted(document["paths"].items()))
         # FastAPI documents its own validation answer, which is never sent: ours is a problem document of status 400.
-        for path in document["paths"].values():
-            for operation in path.values():
+        for operations in document["paths"].values():
+            for operation in operations.values():
                 operation["responses"].pop("422", None) if _is_default(operation) else None
         for name in ("HTTPValidationError", "ValidationError"):
             document["components"]["schemas"].pop(name, None)

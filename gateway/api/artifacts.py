@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
@@ -39,7 +38,7 @@ async def upload(digest: Digest, request: Request, response: Response) -> Artifa
     services = services_of(request)
     created = await services.artifacts.put(digest, request.stream())
     response.status_code = 201 if created else 200
-    return ArtifactView(digest=digest, size=services.artifacts.find(digest).stat().st_size)
+    return ArtifactView(digest=digest, size=await services.artifacts.size(digest))
 
 
 @router.get(
@@ -54,10 +53,11 @@ async def upload(digest: Digest, request: Request, response: Response) -> Artifa
 async def download(digest: Digest, request: Request) -> Response:
     """An artifact's bytes. Their digest is the entity tag, so they are checked before any of them is sent."""
     artifacts = services_of(request).artifacts
-    path = artifacts.find(digest)
+    size = await artifacts.size(digest)
     headers = {"etag": f'"{digest}"', "cache-control": "max-age=31536000, immutable", "accept-ranges": "none"}
     if request.method == "HEAD":
-        headers |= {"content-length": str(path.stat().st_size), "content-type": "application/octet-stream"}
+        headers |= {"content-length": str(size), "content-type": "application/octet-stream"}
         return Response(headers=headers)
-    await asyncio.to_thread(artifacts.verified, digest)
-    return FileResponse(path, headers=headers, media_type="application/octet-stream")
+    return FileResponse(
+        await artifacts.verified(digest), headers=headers, media_type="application/octet-stream"
+    )

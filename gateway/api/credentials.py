@@ -9,12 +9,13 @@ from typing import Annotated, Self
 from fastapi import APIRouter, Path, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, model_validator
 
+from blockgate.names import DEVICE_NAME
 from gateway import errors
 from gateway.api.context import services_of
 from gateway.api.problems import responses
 from gateway.api.schemas import CredentialList, CredentialView
-from gateway.devices.spec import DEVICE_NAME, check_name
 from gateway.errors import CredentialsNotFound, InvalidReference, InvalidRequest
+from gateway.recipes.spec import check_name
 from gateway.registry.credentials import Credentials
 from gateway.registry.reference import parse_reference
 

@@ -1,4 +1,6 @@
-"""The device as an HTTP resource: ``GET`` and ``HEAD /v1/devices/{name}/data`` with Range.
+"""The device as an HTTP resource: ``GET`` and ``HEAD`` with Range, by its name and by its content.
+
+``/v1/content/{etag}/data`` is immutable and may be kept for ever; ``/v1/devices/{name}/data`` names it in Content-Location.
 
 A raw ASGI endpoint: this is the one hot path, and each framework layer costs more than finding the bytes. What is in
 memory is answered without leaving the event loop, the commonest request of all without a coroutine of its own. For the rest
@@ -18,6 +20,7 @@ from typing import Any
 import structlog
 from starlette.types import Message, Receive, Scope, Send
 
+from blockgate.names import content_path
 from blockgate.ranges import Range, Verdict, content_range, evaluate, parse_range, unsatisfied_range
 from blockgate.reader import Bytes
 from gateway.api.edge import answer
@@ -28,13 +31,12 @@ from gateway.observe.requests import RequestCounts
 
 # What is answered at once from memory; more than this goes out piece by piece.
 _ONE_GO_BYTES = 8 << 20
-_EXPOSED = b"Accept-Ranges, Content-Length, Content-Range, ETag"
+_EXPOSED = b"Accept-Ranges, Blockgate-Verification, Content-Length, Content-Location, Content-Range, ETag"
 
 log = structlog.get_logger(__name__)
 
 Headers = list[tuple[bytes, bytes]]
 
-_NO_FIELDS: Headers = []
 _ONE_RANGE = re.compile(rb"bytes=([0-9]{1,19})-([0-9]{1,19})")
 _WANTED = frozenset({b"range", b"if-range", b"if-match", b"if-none-match", b"origin"})
 
@@ -44,20 +46,21 @@ class _CutShort(Exception):
 
 
 class DataEndpoint:
-    """ASGI application for the route. ``shelf`` is set when the services have opened, before any request."""
+    """ASGI application for both routes. ``shelf`` is set when the services have opened, before any request.
+
+    ``scope["path_params"]`` holds the device's ``name``, or the content's ``etag`` without its quotes. A name can be
+    given to other content, so that what was found by it has to be asked for anew; an entity tag cannot.
+    """
 
     shelf: Shelf
 
     def __init__(self, counts: RequestCounts, *, private: bool, cors_origins: Sequence[str] = ()) -> None:
         self._counts = counts
         audience = b"private" if private else b"public"
-        self._common: Headers = [
-            (b"accept-ranges", b"bytes"),
-            (b"cache-control", audience + b", max-age=31536000, immutable, no-transform"),
-        ]
+        self._for_ever = audience + b", max-age=31536000, immutable, no-transform"
         self._origins = frozenset(origin.encode() for origin in cors_origins)
 
-    def peek(self, scope: Scope, name: str) -> list[Message] | None:
+    def peek(self, scope: Scope, name: str, *, content: bool) -> list[Message] | None:
         """The whole answer to what nearly every request is: one closed range that lies in memory.
 
         ``None`` for any other, which goes the long way. Never waits, never raises.
@@ -71,7 +74,7 @@ class DataEndpoint:
         if wanted is None or scope["method"] != "GET" or self._origins:
             return None
         match = _ONE_RANGE.fullmatch(wanted)
-        device = self.shelf.peek(name)
+        device = self.shelf.peek_content(name) if content else self.shelf.peek(name)
         if match is None or device is None:
             return None
         start, stop = int(match[1]), int(match[2]) + 1
@@ -81,21 +84,34 @@ class DataEndpoint:
         if pieces is None:
             return None
         device.expect(start, stop)
-        headers = self._part(device, start, stop)
+        headers = _part(self._common(device, name if content else ""), device, start, stop)
         answer: list[Message] = [{"type": "http.response.start", "status": 206, "headers": headers}]
         answer += [{"type": "http.response.body", "body": piece, "more_body": True} for piece in pieces]
         answer[-1]["more_body"] = False
         return answer
 
-    def _part(self, device: Device, start: int, stop: int, cors: Headers = _NO_FIELDS) -> Headers:
-        return [
-            *self._common,
-            (b"etag", device.etag.encode()),
-            *cors,
-            (b"content-type", b"application/octet-stream"),
-            (b"content-length", b"%d" % (stop - start)),
-            (b"content-range", b"bytes %d-%d/%d" % (start, stop - 1, device.size)),
-        ]
+    def _common(self, device: Device, etag: str) -> Headers:
+        """Fields of every answer of a device that was asked for by its name (``etag`` is empty) or by an entity tag."""
+        fields = device.fields.get(etag)
+        if fields is None:
+            proven = device.proven
+            if not proven:
+                # Bytes that may turn out to be wrong stay in no cache.
+                control = b"no-store, no-transform"
+            elif etag:
+                control = self._for_ever
+            else:
+                control = b"no-cache, no-transform"
+            tag = f'"{etag}"' if etag else device.etag
+            fields = device.fields[etag] = [
+                (b"accept-ranges", b"bytes"),
+                (b"cache-control", control),
+                (b"blockgate-verification", b"verified" if proven else b"unverified"),
+                (b"etag", tag.encode()),
+            ]
+            if not etag:
+                fields.append((b"content-location", content_path(device.etag).encode()))
+        return fields
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -110,9 +126,15 @@ class DataEndpoint:
                     (b"access-control-allow-origin", origin),
                     (b"access-control-expose-headers", _EXPOSED),
                 ]
-            name = scope["path_params"]["name"]
-            device = self.shelf.peek(name) or await self.shelf.get(name)
-            await self._serve(device, scope["method"], fields, cors, receive, send)
+            named: dict[str, str] = scope["path_params"]
+            etag = named.get("etag", "")
+            if etag:
+                device = self.shelf.peek_content(etag) or await self.shelf.get_content(etag)
+            else:
+                device = self.shelf.peek(named["name"]) or await self.shelf.get(named["name"])
+            common = [*self._common(device, etag), *cors]
+            tag = f'"{etag}"' if etag else device.etag
+            await _serve(device, tag, scope["method"], fields, common, receive, send)
         except _CutShort:
             self._counts.cut_short += 1
         except RangeNotSatisfiable as error:
@@ -122,45 +144,51 @@ class DataEndpoint:
         except BlockgateError as error:
             await answer(error, send, cors)
 
-    async def _serve(
-        self,
-        device: Device,
-        method: str,
-        fields: dict[bytes, bytes],
-        cors: Headers,
-        receive: Receive,
-        send: Send,
-    ) -> None:
-        common = [*self._common, (b"etag", device.etag.encode()), *cors]
-        verdict = Verdict.SEND
-        if len(fields) > (b"range" in fields) + (b"origin" in fields):
-            verdict = evaluate(
-                device.etag,
-                if_match=_text(fields.get(b"if-match")),
-                if_none_match=_text(fields.get(b"if-none-match")),
-                if_range=_text(fields.get(b"if-range")),
-            )
-        if verdict is Verdict.FAILED:
-            raise PreconditionFailed(
-                f"the device's entity tag is {device.etag}, which If-Match does not name"
-            )
-        if verdict is Verdict.NOT_MODIFIED:
-            await send({"type": "http.response.start", "status": 304, "headers": common})
-            await send({"type": "http.response.body", "body": b""})
-            return
-        ranges = None
-        if method == "GET" and verdict is Verdict.SEND and b"range" in fields:
-            ranges = parse_range(fields[b"range"].decode("latin-1"), device.size)
-        if method == "HEAD":
-            await send({"type": "http.response.start", "status": 200, "headers": [*common, *_whole(device)]})
-            await send({"type": "http.response.body", "body": b""})
-        elif ranges is None:
-            await _send_range(device, (0, device.size), 200, [*common, *_whole(device)], receive, send)
-        elif len(ranges) == 1:
-            headers = self._part(device, *ranges[0], cors)
-            await _send_range(device, ranges[0], 206, headers, receive, send)
-        else:
-            await _send_multipart(device, ranges, common, receive, send)
+
+async def _serve(
+    device: Device,
+    etag: str,
+    method: str,
+    fields: dict[bytes, bytes],
+    common: Headers,
+    receive: Receive,
+    send: Send,
+) -> None:
+    verdict = Verdict.SEND
+    if len(fields) > (b"range" in fields) + (b"origin" in fields):
+        verdict = evaluate(
+            etag,
+            if_match=_text(fields.get(b"if-match")),
+            if_none_match=_text(fields.get(b"if-none-match")),
+            if_range=_text(fields.get(b"if-range")),
+        )
+    if verdict is Verdict.FAILED:
+        raise PreconditionFailed(f"the device's entity tag is {etag}, which If-Match does not name")
+    if verdict is Verdict.NOT_MODIFIED:
+        await send({"type": "http.response.start", "status": 304, "headers": common})
+        await send({"type": "http.response.body", "body": b""})
+        return
+    ranges = None
+    if method == "GET" and verdict is Verdict.SEND and b"range" in fields:
+        ranges = parse_range(fields[b"range"].decode("latin-1"), device.size)
+    if method == "HEAD":
+        await send({"type": "http.response.start", "status": 200, "headers": [*common, *_whole(device)]})
+        await send({"type": "http.response.body", "body": b""})
+    elif ranges is None:
+        await _send_range(device, (0, device.size), 200, [*common, *_whole(device)], receive, send)
+    elif len(ranges) == 1:
+        await _send_range(device, ranges[0], 206, _part(common, device, *ranges[0]), receive, send)
+    else:
+        await _send_multipart(device, ranges, common, receive, send)
+
+
+def _part(common: Headers, device: Device, start: int, stop: int) -> Headers:
+    return [
+        *common,
+        (b"content-type", b"application/octet-stream"),
+        (b"content-length", b"%d" % (stop - start)),
+        (b"content-range", b"bytes %d-%d/%d" % (start, stop - 1, device.size)),
+    ]
 
 
 def _whole(device: Device) -> Headers:

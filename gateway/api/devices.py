@@ -7,16 +7,18 @@ from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from gateway import errors
 from gateway.api.context import services_of
 from gateway.api.problems import responses
-from gateway.api.schemas import DeviceDetail, DeviceList, DeviceView, detail, view
-from gateway.devices.records import DeviceRecord
-from gateway.devices.spec import DeviceSpec, check_name
+from gateway.api.schemas import DeviceDetail, DeviceList, DeviceView, detail, summary, view
 from gateway.errors import DeviceNotFound
+from gateway.observe.observation import Observation
+from gateway.recipes.records import DeviceRecord, Failure
+from gateway.recipes.spec import DeviceSpec, check_name
+from gateway.recipes.states import State
 
 _EVENT_SECONDS = 0.5
 _KEEPALIVE_EVENTS = 30
@@ -26,8 +28,19 @@ router = APIRouter(prefix="/v1/devices", tags=["devices"])
 Name = Annotated[str, Path(description="Device name: `[a-z0-9][a-z0-9._-]{0,127}`", max_length=200)]
 
 
+Limit = Annotated[int, Query(ge=1, le=1000, description="The most devices of one page")]
+Cursor = Annotated[str | None, Query(max_length=200, description="`next` of the page before")]
+Part = Annotated[str | None, Query(max_length=128, description="Only devices whose name has this part")]
+OnlyState = Annotated[State | None, Query(description="Only devices in this state")]
+
+
 def _base(request: Request) -> str:
     return str(request.base_url)
+
+
+def _trouble(request: Request) -> dict[str, Failure]:
+    observation: Observation = request.app.state.observation
+    return observation.trouble()
 
 
 @router.put(
@@ -49,33 +62,45 @@ def _base(request: Request) -> str:
 async def register(name: Name, spec: DeviceSpec, request: Request, response: Response) -> DeviceView:
     """Register a device.
 
-    202 while it is being indexed (follow it with `/events`, or ask again), 200 when the same specification exists, 409 when
-    another one does. Every failure of the registration itself is shown in the device's `state` and `error`.
+    202 while it is being indexed (follow it with `/events`, or ask again), 200 when the same specification is ready,
+    409 when another one has the name. A device whose registration failed is tried again, or makes room for another
+    specification. Every failure of the registration itself is shown in the device's `state` and `error`, every fault
+    that is waited out in its `progress`.
     """
     services = services_of(request)
     check_name(name)
-    services.check_spec(spec)
-    record, created = await services.catalog.create(name, spec)
-    if created:
+    await services.check_spec(spec)
+    record, begin = await services.catalog.create(name, spec)
+    if begin:
         services.registrar.begin(record)
-    response.status_code = HTTPStatus.ACCEPTED if record.state == "indexing" else HTTPStatus.OK
+    response.status_code = HTTPStatus.ACCEPTED if record.state is State.INDEXING else HTTPStatus.OK
     response.headers["location"] = f"/v1/devices/{name}"
     return view(record, _base(request))
 
 
-@router.get("", response_model=DeviceList, responses=responses(errors.StorageError))
-async def listing(request: Request) -> DeviceList:
-    """All devices, by name."""
-    records = await services_of(request).catalog.all()
-    return DeviceList(devices=[view(record, _base(request)) for record in records])
+@router.get("", responses=responses(errors.InvalidRequest, errors.StorageError))
+async def listing(
+    request: Request,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+    state: OnlyState = None,
+    name: Part = None,
+) -> DeviceList:
+    """Devices by name, page by page."""
+    page = await services_of(request).catalog.page(limit=limit, cursor=cursor, state=state, name=name)
+    base_url, trouble = _base(request), _trouble(request)
+    return DeviceList(
+        devices=[summary(device, base_url, trouble.get(device.name)) for device in page.devices],
+        next=page.cursor,
+    )
 
 
-@router.get(
-    "/{name}", response_model=DeviceDetail, responses=responses(errors.DeviceNotFound, errors.StorageError)
-)
+@router.get("/{name}", responses=responses(errors.DeviceNotFound, errors.StorageError))
 async def show(name: Name, request: Request) -> DeviceDetail:
     """One device."""
-    return detail(await services_of(request).catalog.get(name), _base(request))
+    catalog = services_of(request).catalog
+    record = await catalog.get(name)
+    return detail(record, _base(request), _trouble(request).get(name), await catalog.config(record))
 
 
 @router.delete("/{name}", status_code=204, responses=responses(errors.DeviceNotFound, errors.StorageError))
@@ -121,7 +146,7 @@ async def _follow(request: Request, record: DeviceRecord) -> AsyncIterator[str]:
         elif quiet >= _KEEPALIVE_EVENTS:
             yield ": still here\n\n"
             quiet = 0
-        if record.state != "indexing" and record.verification != "verifying":
+        if not record.unfinished:
             return
         if getattr(request.app.state, "draining", False):
             return

@@ -22,8 +22,8 @@ import structlog
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from blockgate.names import CONTENT_PATH, DATA_PATH
 from gateway.api import problems
-from gateway.api.openapi import DATA_PATH
 from gateway.config import TokenEntry
 from gateway.errors import BlockgateError, Forbidden, HeadersTooLarge, Unauthenticated
 from gateway.logs import REQUEST, RequestContext
@@ -37,8 +37,9 @@ _UPLOADS = "/v1/artifacts/"
 _OPEN = frozenset({"/livez", "/readyz", "/", "/docs", "/favicon.ico"})
 _OPEN_FOLDER = "/dashboard/"
 _READING = ("GET", "HEAD")
-# Around the device's name in openapi.DATA_PATH.
-_DATA_BEGIN, _DATA_END = DATA_PATH.split("{name}")
+# Around the name in either route of device bytes; both end alike.
+_NAME_BEGIN, _DATA_END = DATA_PATH.split("{name}")
+_CONTENT_BEGIN = CONTENT_PATH.split("{etag}")[0]
 # Of successful reads of device bytes, one in so many gets a line.
 _SAMPLE = 128
 _SERVER_ERROR = 500
@@ -50,7 +51,7 @@ log = structlog.get_logger(__name__)
 class DataRoute(Protocol):
     """An ASGI application that can answer some requests for a device's bytes at once (``api/data.py``)."""
 
-    def peek(self, scope: Scope, name: str) -> list[Message] | None:
+    def peek(self, scope: Scope, name: str, *, content: bool) -> list[Message] | None:
         """The answer's messages, if there is nothing to wait for."""
         ...
 
@@ -60,7 +61,7 @@ class DataRoute(Protocol):
 
 
 class Edge:
-    """Wraps the application; ``data`` answers what ``/v1/devices/{name}/data`` is asked.
+    """Wraps the application; ``data`` answers what is asked of the bytes of devices, by name and by content.
 
     ``access_log`` writes a line per request (of device reads, one in 128).
     """
@@ -101,8 +102,8 @@ class Edge:
 
     def _hot(self, scope: Scope) -> list[Message] | None:
         """A read of device bytes that is allowed and can be answered from memory; ``None`` for anything else."""
-        name = _device_read(scope)
-        if name is None or self._access_log:
+        found = _device_read(scope)
+        if found is None or self._access_log:
             return None
         try:
             _check_size(scope)
@@ -110,7 +111,7 @@ class Edge:
                 self._check_token(scope)
         except BlockgateError:
             return None
-        return self._data.peek(scope, name)
+        return self._data.peek(scope, found[0], content=found[1])
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, began: float) -> None:
         request = RequestContext(scope["headers"])
@@ -140,13 +141,13 @@ class Edge:
             _check_size(scope)
             if self._tokens:
                 self._check_token(scope)
-            name = _device_read(scope)
-            if name is None:
+            found = _device_read(scope)
+            if found is None:
                 # Uploads have a limit of their own, and are not held in memory.
                 limited = receive if scope["path"].startswith(_UPLOADS) else _limit(receive)
                 await self._app(scope, limited, send)
             else:
-                scope["path_params"] = {"name": name}
+                scope["path_params"] = {"etag" if found[1] else "name": found[0]}
                 scope["endpoint"] = self._data
                 await self._data(scope, receive, send)
         except BlockgateError as error:
@@ -185,7 +186,7 @@ class Edge:
         if role == "admin":
             return
         reading = scope["method"] in _READING
-        if role == "node" and reading and path.startswith("/v1/devices"):
+        if role == "node" and reading and path.startswith(("/v1/devices", _CONTENT_BEGIN)):
             return
         if role == "node" and scope["method"] == "POST" and path.startswith("/v1/nodes/"):
             return
@@ -235,14 +236,19 @@ async def answer(error: BlockgateError, send: Send, extra: Sequence[tuple[bytes,
     await send({"type": "http.response.body", "body": body})
 
 
-def _device_read(scope: Scope) -> str | None:
-    """The name of the device whose bytes are asked for; ``None`` for any other request."""
+def _device_read(scope: Scope) -> tuple[str, bool] | None:
+    """The name of the device whose bytes are asked for, or the entity tag of the content, and whether it is that.
+
+    ``None`` for any other request.
+    """
     path: str = scope["path"]
-    if path.endswith(_DATA_END) and path.startswith(_DATA_BEGIN) and scope["method"] in _READING:
-        name = path[len(_DATA_BEGIN) : -len(_DATA_END)]
-        if name and "/" not in name:
-            return name
-    return None
+    if not path.endswith(_DATA_END) or scope["method"] not in _READING:
+        return None
+    content = path.startswith(_CONTENT_BEGIN)
+    if not content and not path.startswith(_NAME_BEGIN):
+        return None
+    name = path[len(_CONTENT_BEGIN if content else _NAME_BEGIN) : -len(_DATA_END)]
+    return (name, content) if name and "/" not in name else None
 
 
 def _check_size(scope: Scope) -> None:

@@ -9,7 +9,7 @@ from gateway.api.context import services_of
 from gateway.api.problems import responses
 from gateway.api.schemas import ResolvedImage, ResolvedLayer
 from gateway.devices.images import ImageAccess
-from gateway.devices.spec import SourceSpec
+from gateway.recipes.spec import SourceSpec
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
 

@@ -10,9 +10,9 @@ from fastapi import APIRouter, Path, Request, Response
 
 from gateway import errors
 from gateway.api.problems import responses
-from gateway.devices.spec import check_name
 from gateway.observe.nodes import NodeReport
 from gateway.observe.observation import Observation
+from gateway.recipes.spec import check_name
 
 router = APIRouter(prefix="/v1/nodes", tags=["observation"])
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from blockgate.names import CONTENT_PATH, DATA_PATH
 from gateway import errors
 from gateway.api.problems import MEDIA_TYPE, status_of
-from gateway.observe.requests import DATA_ROUTE
 
-DATA_PATH = DATA_ROUTE
+PATHS = (DATA_PATH, CONTENT_PATH)
 
 _BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 _PROBLEM = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
 _FAILURES = (
     errors.InvalidRequest,
     errors.DeviceNotFound,
+    errors.ContentNotFound,
     errors.DeviceFailed,
     errors.DeviceQuarantined,
     errors.PreconditionFailed,
@@ -23,24 +24,32 @@ _FAILURES = (
     errors.BlobNotFound,
     errors.RegistryUnreachable,
     errors.DeviceNotReady,
+    errors.IndexBeingMade,
     errors.Overloaded,
     errors.RegistryTimeout,
 )
 
 
-def data_operations() -> dict[str, Any]:
-    """GET and HEAD of the path."""
+def data_operations(path: str) -> dict[str, Any]:
+    """GET and HEAD of one of ``PATHS``."""
+    content = path == CONTENT_PATH
+    name, what = ("etag", "content") if content else ("name", "device")
     return {
         "get": {
             "tags": ["devices"],
-            "operationId": "read_device",
-            "summary": "The device",
+            "operationId": f"read_{what}",
+            "summary": "Bytes that have an entity tag" if content else "The bytes of a device",
             "description": "The device's bytes, whole or by Range (RFC 9110): one range gives 206, several give "
             "multipart/byteranges, at most 16 after joining those that touch. "
             "A malformed Range or an unknown unit is ignored. "
             "Every byte is verified before it is sent; when a later part of an answer cannot be had, the connection ends "
-            "short of Content-Length.",
-            "parameters": _parameters(),
+            "short of Content-Length. "
+            + (
+                "The bytes of an entity tag never change: the answer may be kept for ever."
+                if content
+                else "A name can be given to other content: Content-Location names the address at which these bytes stay."
+            ),
+            "parameters": _parameters(name),
             "responses": {
                 "200": {"description": "The whole device", "headers": _headers(), "content": _BINARY},
                 "206": {
@@ -56,10 +65,10 @@ def data_operations() -> dict[str, Any]:
         },
         "head": {
             "tags": ["devices"],
-            "operationId": "stat_device",
-            "summary": "The device's size and entity tag",
+            "operationId": f"stat_{what}",
+            "summary": "Their size" if content else "The device's size and entity tag",
             "description": "Range has no effect on HEAD.",
-            "parameters": _parameters(),
+            "parameters": _parameters(name),
             "responses": {
                 "200": {"description": "Size and entity tag", "headers": _headers()},
                 "304": {"description": "If-None-Match names the device's content", "headers": _headers()},
@@ -69,15 +78,15 @@ def data_operations() -> dict[str, Any]:
     }
 
 
-def _parameters() -> list[dict[str, Any]]:
+def _parameters(name: str) -> list[dict[str, Any]]:
     fields = [
         ("Range", "`bytes=0-4095`, `bytes=-512`, `bytes=0-0,4096-8191`"),
         ("If-Range", "An entity tag: when it is not the device's, Range is ignored"),
         ("If-Match", "Entity tags: 412 when the device's is not among them"),
         ("If-None-Match", "Entity tags: 304 when the device's is among them"),
     ]
-    name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
-    return [name] + [
+    place = {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+    return [place] + [
         {"name": field, "in": "header", "required": False, "description": text, "schema": {"type": "string"}}
         for field, text in fields
     ]
@@ -91,6 +100,10 @@ def _headers() -> dict[str, Any]:
         },
         "Accept-Ranges": {"schema": {"type": "string", "const": "bytes"}},
         "Content-Length": {"schema": {"type": "integer"}},
+        "Blockgate-Verification": {
+            "schema": {"type": "string", "enum": ["verified", "unverified"]},
+            "description": "unverified: only a supplied table vouches for the bytes, which are not to be kept",
+        },
     }
 
 

@@ -25,8 +25,8 @@ Verbose = Annotated[str | None, Query(description="List the checks")]
 @router.get("/v1/cache", tags=["cache"])
 async def occupancy(request: Request) -> CacheView:
     """How full the caches are."""
-    store = services_of(request).store
-    memory, disk = store.memory, store.disk
+    services = services_of(request)
+    memory, disk = services.store.memory, services.disk
     return CacheView(
         memory=TierView(
             spans=len(memory),
@@ -41,7 +41,7 @@ async def occupancy(request: Request) -> CacheView:
             evicted=disk.evicted,
         ),
         disk_bypassed=disk.bypassed,
-        disk_write_errors=dict(disk.write_errors),
+        disk_errors=dict(disk.errors),
     )
 
 
@@ -86,7 +86,7 @@ async def readyz(request: Request, response: Response, verbose: Verbose = None) 
         checks.append(CheckView(name="catalog", ok=True, detail="answers"))
     except BlockgateError as error:
         checks.append(CheckView(name="catalog", ok=False, detail=error.detail))
-    disk = services.store.disk
+    disk = services.disk
     checks.append(
         CheckView(
             name="cache",

@@ -165,7 +165,7 @@ def _supervise(settings: Settings, sock: socket.socket) -> int:
             processes.remove(process)
             if not stopping:
                 log.error("worker ended", pid=process.pid, status=process.exitcode)
-                sweep(settings, process.pid)
+                sweep(settings, process.pid or 0)
                 # One that cannot start would be started over and over.
                 time.sleep(_RESTART_SECONDS)
                 if not stopping:

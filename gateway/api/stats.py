@@ -13,7 +13,7 @@ from fastapi import APIRouter, Path, Request, Response
 from gateway import __version__, errors, metrics
 from gateway.api.context import services_of
 from gateway.api.problems import responses
-from gateway.api.schemas import FailureView, ProgressView, SegmentView
+from gateway.api.schemas import FailureView, SegmentView, progress_view
 from gateway.api.stats_schemas import (
     BytesView,
     CachesView,
@@ -28,7 +28,6 @@ from gateway.api.stats_schemas import (
     TrafficView,
     UpstreamView,
 )
-from gateway.devices.records import SERVING, DeviceRecord
 from gateway.metrics import Histogram, Numbers, quantile
 from gateway.observe.nodes import SILENT_SECONDS, NodeRecord
 from gateway.observe.observation import (
@@ -40,7 +39,9 @@ from gateway.observe.observation import (
     Overview,
 )
 from gateway.observe.timeline import SLOT_SECONDS
-from gateway.spans.store import Origin
+from gateway.recipes.records import DeviceSummary
+from gateway.recipes.states import State
+from gateway.spans.tier import Origin
 
 _RECENT_SLOTS = 6
 _SHARED_SECONDS = 0.5
@@ -117,13 +118,13 @@ def _view(overview: Overview) -> StatsView:
         version=__version__,
         workers=round(numbers.get(metrics.WORKERS)),
         started_at=_moment(max(numbers.values[metrics.START_TIME.name].values())),
-        status=status_of(overview.records, upstream, numbers, _failed_lately(overview)),
+        status=status_of(overview, upstream, numbers, _failed_lately(overview)),
         traffic=_traffic(overview),
         bytes=_bytes(numbers),
         series=_series(overview),
         caches=_caches(numbers),
         upstream=upstream,
-        devices=[_device(record, overview) for record in overview.records or []],
+        devices=[_device(device, overview) for device in overview.devices or []],
         nodes=[_node(node, overview.now) for node in overview.nodes],
         events=[
             EventView(at=_moment(event.at), level=event.level, text=event.text, device=event.device)
@@ -133,7 +134,7 @@ def _view(overview: Overview) -> StatsView:
 
 
 def status_of(
-    records: list[DeviceRecord] | None,
+    overview: Overview,
     upstream: Iterable[UpstreamView],
     numbers: Numbers,
     failed_reads: int = 0,
@@ -143,24 +144,27 @@ def status_of(
     failures = sum(numbers.values.get(metrics.INTEGRITY_FAILURES.name, {}).values())
     if failures:
         reasons.append(f"{_count(round(failures), 'integrity failure')} since the start")
-    for state, words in (("quarantined", "quarantined"), ("degraded", "degraded")):
-        names = [record.name for record in records or [] if record.state == state]
-        if names:
-            reasons.append(f"{_count(len(names), 'device')} {words} ({_few(names)})")
+    quarantined = overview.counts.get(State.QUARANTINED, 0)
+    if quarantined:
+        names = [device.name for device in overview.devices or [] if device.state is State.QUARANTINED]
+        reasons.append(f"{_count(quarantined, 'device')} quarantined ({_few(names)})")
+    if overview.degraded:
+        names = sorted(overview.degraded)
+        reasons.append(f"{_count(len(names), 'device')} degraded ({_few(names)})")
     hosts = [entry.registry for entry in upstream if entry.breaker == "open"]
     if hosts:
         reasons.append(f"{_few(hosts)} does not answer")
     if failed_reads:
         reasons.append(f"{_count(failed_reads, 'read')} failed in the last half minute")
-    if records is None:
+    if overview.devices is None:
         reasons.append("the catalog does not answer")
     if numbers.get(metrics.CACHE_BYPASSED):
         reasons.append("the disk cache cannot be written")
     if reasons:
         return StatusView(level="trouble", reason="; ".join(reasons))
-    serving = sum(record.state in SERVING for record in records or [])
-    under_way = sum(record.state == "indexing" for record in records or [])
-    failed = sum(record.state == "failed" for record in records or [])
+    serving = overview.counts.get(State.READY, 0)
+    under_way = overview.counts.get(State.INDEXING, 0)
+    failed = overview.counts.get(State.FAILED, 0)
     parts = [f"{_count(serving, 'device')} ready"]
     parts += [f"{under_way} being indexed"] if under_way else []
     # Somebody asked for an image that could not be had: no trouble of the gateway's.
@@ -238,7 +242,7 @@ def _caches(numbers: Numbers) -> CachesView:
         disk_bytes=round(numbers.get(metrics.CACHE_USED, "disk")),
         disk_budget_bytes=round(numbers.get(metrics.CACHE_BUDGET, "disk")),
         disk_bypassed=bool(numbers.get(metrics.CACHE_BYPASSED)),
-        disk_write_errors=round(sum(numbers.values.get(metrics.CACHE_WRITE_ERRORS.name, {}).values())),
+        disk_errors=round(sum(numbers.values.get(metrics.CACHE_WRITE_ERRORS.name, {}).values())),
         evictions=round(sum(numbers.values.get(metrics.CACHE_EVICTIONS.name, {}).values())),
     )
 
@@ -272,40 +276,34 @@ def _upstream(numbers: Numbers) -> list[UpstreamView]:
     return shown
 
 
-def _device(record: DeviceRecord, overview: Overview) -> DeviceStats:
+def _device(device: DeviceSummary, overview: Overview) -> DeviceStats:
     sent = dict.fromkeys(Origin, 0)
     fetched = 0
     trouble: tuple[str, str] | None = None
     for worker in overview.workers:
-        held = worker.devices.get(record.name)
-        if held is not None and held.etag == record.etag:
+        held = worker.devices.get(device.name)
+        if held is not None and held.etag == device.etag:
             fetched += held.fetched_bytes
             trouble = trouble or held.error
             for origin in Origin:
                 sent[origin] += held.served.get(origin.value, 0)
-    if record.failure is not None:
-        trouble = record.failure.code, record.failure.detail
+    if device.failure is not None:
+        trouble = device.failure.code, device.failure.detail
     total, cold = sum(sent.values()), sent[Origin.UPSTREAM]
-    progress = record.progress
     return DeviceStats(
-        name=record.name,
-        state=record.state,
-        verification=record.verification,
-        layout=record.spec.layout,
-        image=record.image.reference if record.image else record.spec.source.image,
-        size=record.size,
-        segments=[
-            SegmentView(kind=s.kind, offset=s.offset, length=s.length, digest=s.digest)
-            for s in record.segments
-        ],
+        name=device.name,
+        state=device.state,
+        health="degraded" if device.name in overview.degraded else "ok",
+        verification=device.verification,
+        layout=device.layout,
+        image=device.image,
+        size=device.size,
         served_bytes=total,
         hit_ratio=_share(total - cold, total),
         amplification=_share(fetched, cold),
-        progress=ProgressView(phase=progress.phase, done=progress.done, total=progress.total)
-        if progress
-        else None,
+        progress=progress_view(device.progress),
         error=FailureView(code=trouble[0], detail=trouble[1]) if trouble else None,
-        created_at=record.created_at,
+        created_at=device.created_at,
     )
 
 

@@ -7,11 +7,11 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from gateway.api.schemas import FailureView, ProgressView, SegmentView
-from gateway.devices.records import State, Verification
-from gateway.devices.spec import Layout
+from gateway.api.schemas import FailureView, Health, ProgressView, SegmentView
 from gateway.observe.nodes import NodeDevice
 from gateway.observe.spanmap import CellState
+from gateway.recipes.spec import Layout
+from gateway.recipes.states import State, Verification
 
 
 class StatusView(BaseModel):
@@ -84,11 +84,11 @@ class DeviceStats(BaseModel):
 
     name: str
     state: State
+    health: Health
     verification: Verification
     layout: Layout
     image: str
     size: int | None
-    segments: list[SegmentView]
     served_bytes: int
     hit_ratio: float | None
     amplification: float | None
@@ -126,7 +126,7 @@ class CachesView(BaseModel):
     disk_bytes: int
     disk_budget_bytes: int
     disk_bypassed: bool
-    disk_write_errors: int
+    disk_errors: int
     evictions: int
 
 

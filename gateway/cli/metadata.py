@@ -13,9 +13,9 @@ import typer
 from gateway.cli.client import Json
 from gateway.cli.output import dump, human, progress
 from gateway.errors import BlockgateError, CorruptStream, InvalidLayer
-from gateway.ingest.contents import Contents
 from gateway.ingest.decompress import decompressed
 from gateway.ingest.metadata import build_file
+from gateway.layers.contents import Walk
 
 app = typer.Typer(help="Build EROFS metadata, offline.", no_args_is_help=True)
 
@@ -28,12 +28,12 @@ def build(
     output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the metadata")],
     as_json: Json = False,
 ) -> None:
-    """Merge layers and write the metadata of their device: metadata, then each layer's tar, padded to 512 bytes."""
+    """Merge layers and write the metadata of their device: metadata, then each layer's tar, padded to 4096 bytes."""
     with TemporaryDirectory(prefix="blockgate-") as folder, progress() as report:
         tocs = []
         for number, layer in enumerate(layers):
             toc = Path(folder) / f"{number}.toc"
-            contents = Contents(toc)
+            contents = Walk(toc)
             size = layer.stat().st_size
             try:
                 for done, piece in decompressed(layer):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Generator, Sequence
 from typing import NamedTuple
 
 from blockgate.reader import Bytes, check_bounds
 from gateway.devices.readahead import StreamTracker
-from gateway.devices.segments import Segment, SegmentMap, identity
-from gateway.spans.layer import SpanLayer
-from gateway.spans.store import Found, Origin, SpanStore
+from gateway.errors import Overloaded
+from gateway.recipes.segments import Segment, SegmentMap
+from gateway.spans.flights import Flight
+from gateway.spans.layer import Layer
+from gateway.spans.store import SpanStore
+from gateway.spans.tier import Origin
 
 _ZEROS = memoryview(bytes(1 << 16))
 _READAHEAD_BYTES = 8 << 20
@@ -25,7 +28,7 @@ _MEMORY = Origin.MEMORY
 class _Want(NamedTuple):
     """``[start, stop)`` of a span (or of zeros, when there is no layer)."""
 
-    layer: SpanLayer | None
+    layer: Layer | None
     span: int
     start: int
     stop: int
@@ -34,15 +37,27 @@ class _Want(NamedTuple):
 class Device:
     """Immutable bytes with a size and an entity tag. Implements ``Reader``.
 
-    ``layers`` runs parallel to ``segments``; ``None`` for zeros.
+    ``layers`` runs parallel to ``segments``; ``None`` for zeros. Layers are opened when they are first read: one
+    whose index is being made again delays reads of its own bytes and of no others. ``proven`` says whether a pass
+    vouches for the bytes.
     """
 
     def __init__(
-        self, name: str, segments: Sequence[Segment], layers: Sequence[SpanLayer | None], store: SpanStore
+        self,
+        name: str,
+        etag: str,
+        segments: Sequence[Segment],
+        layers: Sequence[Layer | None],
+        store: SpanStore,
+        *,
+        proven: bool = True,
     ) -> None:
         self.name = name
-        self.etag = identity(segments)
+        self.etag = etag
+        self.proven = proven
         self.layers = layers
+        self.fields: dict[str, list[tuple[bytes, bytes]]] = {}
+        """Header fields of its answers, which the HTTP face makes once (``api/data.py``)."""
         self.served: dict[Origin, int] = dict.fromkeys(Origin, 0)
         self._map = SegmentMap(segments)
         self.size = self._map.size
@@ -61,7 +76,9 @@ class Device:
         if piece is not None:
             return [piece]
         pieces: list[Bytes] = []
+        end = start
         for want in self._wants(start, stop):
+            end += want.stop - want.start
             if want.layer is None:
                 pieces.append(_ZEROS[: want.stop - want.start])
                 continue
@@ -71,6 +88,8 @@ class Device:
                 return None
             want.layer.reads[want.span] += 1
             pieces.append(memoryview(data)[want.start : want.stop])
+        if end < stop:
+            return None  # a layer is not open yet
         self.served[_MEMORY] += stop - start
         return pieces
 
@@ -80,12 +99,12 @@ class Device:
             return None
         number = self._map.find(start)
         layer = self.layers[number]
-        if layer is None:
+        if layer is None or layer.index is None:
             return None
         segment = self._map.segments[number]
         first = start - segment.offset
         length = stop - start
-        span, begin, end = layer.table.locate(first)
+        span, begin, end = layer.index.table.locate(first)
         if first + length > min(end, segment.length):
             return None
         data = self._store.peek(layer, span)
@@ -111,40 +130,71 @@ class Device:
     async def stream(self, start: int, stop: int) -> AsyncIterator[Bytes]:
         """The bytes of ``[start, stop)`` in order and in pieces, fetched side by side a little ahead of the reader.
 
-        Raises at the first piece that cannot be had; what was yielded before is right.
+        A piece counts as held until the next one is asked for. Raises at the first piece that cannot be had; what was
+        yielded before is right.
         """
         check_bounds(start, stop - start, self.size)
+        position = start
         wants = self._wants(start, stop)
-        ahead: deque[tuple[_Want, asyncio.Future[Found] | None]] = deque()
-        ahead_bytes = 0
-        more = True
-        while True:
-            while more and (not ahead or (len(ahead) < _AHEAD_SPANS and ahead_bytes < _AHEAD_BYTES)):
-                want = next(wants, None)
-                if want is None:
-                    more = False
-                    break
-                future = None
-                if want.layer is not None:
-                    # Only the piece that is needed next may be refused for overload.
-                    future = self._store.begin(want.layer, want.span, patient=bool(ahead))
-                    ahead_bytes += want.layer.table.span(want.span).out_length
-                ahead.append((want, future))
-            if not ahead:
+        ahead: deque[tuple[_Want, Flight | None]] = deque()
+        try:
+            while position < stop:
+                self._fill_up(wants, ahead, begun=position > start)
+                if not ahead:
+                    # Nothing could be begun: a layer is to be opened, or there was no room for its first span.
+                    await self._prepare(position)
+                    wants = self._wants(position, stop)
+                    continue
+                want, flight = ahead[0]
+                position += want.stop - want.start
+                if flight is None:
+                    self.served[_MEMORY] += want.stop - want.start
+                    yield _ZEROS[: want.stop - want.start]
+                else:
+                    assert want.layer is not None  # noqa: S101 - only zeros have no flight
+                    data, origin = await asyncio.shield(flight.future)
+                    self.served[origin] += want.stop - want.start
+                    want.layer.reads[want.span] += 1
+                    yield memoryview(data)[want.start : want.stop]
+                    flight.release()
+                ahead.popleft()
+        finally:
+            for _, flight in ahead:
+                if flight is not None:
+                    flight.release()
+
+    def _fill_up(
+        self, wants: Generator[_Want, None, None], ahead: deque[tuple[_Want, Flight | None]], *, begun: bool
+    ) -> None:
+        """Begin what comes next, up to what may be begun ahead; nothing where there is no room.
+
+        Raises ``Overloaded`` for the first piece of an answer that has not ``begun``.
+        """
+        held = sum(flight.bytes for _, flight in ahead if flight is not None)
+        while not ahead or (len(ahead) < _AHEAD_SPANS and held < _AHEAD_BYTES):
+            want = next(wants, None)
+            if want is None:
                 return
-            want, future = ahead.popleft()
-            if want.layer is None:
-                self.served[_MEMORY] += want.stop - want.start
-                yield _ZEROS[: want.stop - want.start]
-                continue
-            ahead_bytes -= want.layer.table.span(want.span).out_length
-            if future is None:
-                data, origin = await self._store.read(want.layer, want.span, patient=True)
-            else:
-                data, origin = await asyncio.shield(future)
-            self.served[origin] += want.stop - want.start
-            want.layer.reads[want.span] += 1
-            yield memoryview(data)[want.start : want.stop]
+            flight = None
+            if want.layer is not None:
+                try:
+                    flight = self._store.begin(want.layer, want.span, ahead=bool(ahead))
+                except Overloaded:
+                    if not begun:
+                        raise
+                if flight is None:
+                    # What would be begun behind a gap is held for nothing until the gap is filled.
+                    wants.close()
+                    return
+                held += flight.bytes
+            ahead.append((want, flight))
+
+    async def _prepare(self, position: int) -> None:
+        """Have the layer at ``position`` open, and room for one of its spans."""
+        layer = self.layers[self._map.find(position)]
+        if layer is not None:
+            await layer.open()
+        await self._store.wait_for_room()
 
     async def read(self, offset: int, length: int) -> Bytes:
         """Exactly ``length`` bytes in one piece."""
@@ -168,7 +218,8 @@ class Device:
             if want.layer is not None:
                 want.layer.reads[want.span] -= 1
 
-    def _wants(self, start: int, stop: int) -> Iterator[_Want]:
+    def _wants(self, start: int, stop: int) -> Generator[_Want, None, None]:
+        """What makes up ``[start, stop)``, in order, up to the first layer that is not open."""
         if start >= stop:
             return
         number = self._map.find(start)
@@ -179,11 +230,14 @@ class Device:
                 for begin in range(start, end, len(_ZEROS)):
                     yield _Want(None, 0, 0, min(len(_ZEROS), end - begin))
             else:
+                if layer.index is None:
+                    return
+                table = layer.index.table
                 position = start - segment.offset
                 last = end - segment.offset
-                span = layer.table.find(position)
+                span = table.find(position)
                 while position < last:
-                    first_byte, stop_byte = layer.table.bounds(span)
+                    first_byte, stop_byte = table.bounds(span)
                     if stop_byte > position:
                         upto = min(last, stop_byte)
                         yield _Want(layer, span, position - first_byte, upto - first_byte)

@@ -1,23 +1,16 @@
-"""From a specification to the image, its layers and their blobs."""
+"""One device's image: the source that has it, and readers of its blobs."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
 from typing import Protocol
 
 from blockgate.reader import Blob, Bytes
-from gateway.devices.records import ImageFacts
-from gateway.devices.spec import DeviceSpec, LayerByDigest, LayerByIndex, SourceSpec
-from gateway.errors import InvalidRequest, UnsupportedLayer
+from gateway.recipes.spec import SourceSpec
 from gateway.registry.reference import Reference, parse_reference
-from gateway.registry.source import Descriptor, Image, ImageSource, Layer
-from gateway.spans.index import Kind
-
-_GZIP = b"\x1f\x8b"
-_ZSTD = b"\x28\xb5\x2f\xfd"
+from gateway.registry.source import Descriptor, Image, ImageSource
 
 
 class Sources(Protocol):
@@ -28,26 +21,8 @@ class Sources(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """An image with the layers of it that a device is made of, each with its place in the image."""
-
-    image: Image
-    layers: tuple[Layer, ...]
-
-    def facts(self) -> ImageFacts:
-        """For the catalog."""
-        return ImageFacts(
-            reference=self.image.reference,
-            digest=self.image.digest,
-            platform=self.image.platform,
-            config=self.image.config.decode("utf-8", "replace"),
-            layers=[{**asdict(layer.descriptor), "diff_id": layer.diff_id} for layer in self.layers],
-        )
-
-
 class ImageAccess:
-    """One device's image source."""
+    """One device's image source. Raises ``InvalidReference`` for what is none."""
 
     def __init__(self, sources: Sources, source: SourceSpec) -> None:
         self.reference = parse_reference(source.image)
@@ -56,11 +31,6 @@ class ImageAccess:
             self.reference, insecure=source.insecure, credentials=source.credentials
         )
 
-    async def choose(self, spec: DeviceSpec) -> Chosen:
-        """Resolve the image and pick the layers. Raises ``InvalidRequest`` when there is no such layer."""
-        image = await self.resolve()
-        return Chosen(image, _pick(image, spec))
-
     async def resolve(self) -> Image:
         """The image that the reference means now. Raises what the source raises."""
         return await self._source.resolve(self.reference, self._platform)
@@ -68,19 +38,6 @@ class ImageAccess:
     def blob(self, descriptor: Descriptor) -> Blob:
         """A reader of one blob, opened when it is first read: cached bytes of a blob that is gone can still be served."""
         return LazyBlob(self._source, self.reference, descriptor)
-
-    @staticmethod
-    def recall(facts: ImageFacts) -> Chosen:
-        """What was chosen when the device was registered: a tag may have moved since."""
-        layers = tuple(
-            Layer(
-                Descriptor(row["media_type"], row["digest"], row["size"], row.get("annotations") or {}),
-                row.get("diff_id"),
-            )
-            for row in facts.layers
-        )
-        image = Image(facts.reference, facts.digest, facts.platform, facts.config.encode(), layers)
-        return Chosen(image, layers)
 
 
 class LazyBlob:
@@ -134,46 +91,3 @@ class LazyBlob:
         blob, self._opened = self._opened, None
         if blob is not None:
             await blob.aclose()
-
-
-async def compression(blob: Blob, descriptor: Descriptor) -> Kind:
-    """How a layer's blob is to be read: by its media type, or by its first bytes where that says nothing.
-
-    Raises ``UnsupportedLayer`` for zstd and others.
-    """
-    media_type = descriptor.media_type
-    if media_type.endswith(("+gzip", ".tar.gzip", "-gzip", "/gzip", "/x-gzip")):
-        return "gzip"
-    if media_type.endswith((".tar", "/x-tar")):
-        return "tar"
-    if media_type.endswith("+zstd"):
-        raise UnsupportedLayer(
-            f"layer {descriptor.digest} is compressed with zstd, which is not supported yet; use layout raw"
-        )
-    head = bytes(await blob.read(0, min(4, blob.size)))
-    if head.startswith(_GZIP):
-        return "gzip"
-    if head.startswith(_ZSTD):
-        raise UnsupportedLayer(
-            f"layer {descriptor.digest} is compressed with zstd, which is not supported yet; use layout raw"
-        )
-    return "tar"
-
-
-def _pick(image: Image, spec: DeviceSpec) -> tuple[Layer, ...]:
-    layers: Sequence[Layer] = image.layers
-    if isinstance(spec.layer, LayerByIndex):
-        if spec.layer.index >= len(layers):
-            raise InvalidRequest(
-                f"the image has {len(layers)} layers, there is no layer {spec.layer.index} (0 is the base)"
-            )
-        return (layers[spec.layer.index],)
-    if isinstance(spec.layer, LayerByDigest):
-        found = [layer for layer in layers if layer.descriptor.digest == spec.layer.digest]
-        if not found:
-            known = ", ".join(layer.descriptor.digest for layer in layers)
-            raise InvalidRequest(f"the image has no layer {spec.layer.digest}; it has {known}")
-        return (found[0],)
-    if not layers:
-        raise InvalidRequest("the image has no layers")
-    return tuple(layers)

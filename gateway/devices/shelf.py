@@ -1,51 +1,87 @@
-"""Open devices by name, each opened once and dropped when the catalog changes it."""
+"""Open devices, each opened once in a process and dropped when the catalog changes it or nobody reads it.
+
+Opening takes one row of the catalog and touches no file. A device is found by its name or by its content. Every
+change of the catalog moves a counter in shared memory: as long as it stands still, a device that is open needs no
+query; when it moves, the feed says which devices are concerned, and the others stay. While the catalog does not
+answer, what is open is served as it is.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import weakref
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 import structlog
 
-from gateway.artifacts import Artifacts, LocalBlob
-from gateway.devices import provisional
-from gateway.devices.catalog import Catalog
+from gateway.artifacts import Artifacts
+from gateway.catalog.catalog import Catalog, answers_to
 from gateway.devices.device import Device
 from gateway.devices.images import ImageAccess, Sources
-from gateway.devices.records import SERVING, DeviceRecord, Failure
-from gateway.devices.segments import Segment
+from gateway.devices.plan import unproven
 from gateway.errors import (
+    ArtifactDamaged,
     BlockgateError,
     DeviceFailed,
     DeviceNotReady,
     DeviceQuarantined,
+    IndexAbsent,
+    IndexBeingMade,
     IndexDamaged,
-    RegistryUnreachable,
+    NewerFormat,
     StorageError,
 )
-from gateway.ingest.folder import LayerFolders
-from gateway.spans.index import LayerIndex
-from gateway.spans.layer import SpanLayer
+from gateway.layers.index import LayerIndex
+from gateway.layers.key import LayerKey
+from gateway.layers.open import OpenIndexes
+from gateway.layers.proof import Chained, Proof, Proven
+from gateway.recipes.recipe import LayerRecipe, Recipe
+from gateway.recipes.records import DeviceRecord, Failure
+from gateway.recipes.states import State, Verification
+from gateway.registry.source import Descriptor
+from gateway.spans.layer import Layer
 from gateway.spans.memory import MemoryTier
-from gateway.spans.store import Origin, SpanStore
+from gateway.spans.store import SpanStore
+from gateway.spans.tier import Origin
 
-_PROVISIONAL_MEMORY_BYTES = 64 << 20
+_UNPROVEN_MEMORY_BYTES = 64 << 20
+_SWEEP_SECONDS = 60.0
+_IDLE_SWEEPS = 5
+# A read that needs an index that is being made again waits so long for it.
+_PATIENCE_SECONDS = 10.0
+_RETRY_AFTER_SECONDS = 5.0
 
 log = structlog.get_logger(__name__)
+
+
+class Restoring(Protocol):
+    """An index that is being made again (``devices/registrar.py``)."""
+
+    @property
+    def task(self) -> asyncio.Task[None]:
+        """Ends when it is there, or raises why it cannot be."""
+        ...
+
+    @property
+    def error(self) -> BlockgateError | None:
+        """What the last attempt met."""
+        ...
+
+
+Restore = Callable[[DeviceRecord, LayerKey], Restoring]
 
 
 @dataclass(slots=True)
 class _Open:
     device: Device
     record: DeviceRecord
-    generation: int
-    indexes: list[LayerIndex]
+    tags: tuple[str, ...]
+    served: int = 0
+    idle: int = 0
 
 
 class Shelf:
@@ -55,185 +91,215 @@ class Shelf:
         self,
         catalog: Catalog,
         store: SpanStore,
-        folders: LayerFolders,
+        indexes: OpenIndexes,
         artifacts: Artifacts,
         sources: Sources,
+        restore: Restore,
     ) -> None:
         self._catalog = catalog
         self._store = store
-        self._folders = folders
+        self._indexes = indexes
         self._artifacts = artifacts
         self._sources = sources
-        self._open: dict[str, _Open] = {}
+        self._restore = restore
+        # Those that may be given out without a look; one that the feed names is taken out of the first two.
+        self._by_name: dict[str, _Open] = {}
+        self._by_tag: dict[str, _Open] = {}
+        self._by_uid: dict[str, _Open] = {}
         self._opening: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self.on_reindex: Callable[[DeviceRecord], None] = lambda _record: None
+        self._following = asyncio.Lock()
+        self._seen = -1
+        self._cursor = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._sweeper: asyncio.Task[None] | None = None
         self._closing: list[dict[Origin, int]] = []
         self._closed: Counter[Origin] = Counter()
 
+    async def start(self) -> None:
+        """Begin to follow the catalog, and to close what nobody reads."""
+        self._cursor, _ = await self._catalog.changed(0)
+        self._sweeper = asyncio.create_task(self._sweep_forever())
+
     def peek(self, name: str) -> Device | None:
-        """The device if it is open and nothing has changed; never waits."""
-        held = self._open.get(name)
-        if held is not None and held.generation == self._catalog.generation.value():
+        """The device of that name if it is open and nothing has changed; never waits."""
+        held = self._by_name.get(name)
+        if held is not None and self._seen == self._catalog.generation.value():
+            return held.device
+        return None
+
+    def peek_content(self, etag: str) -> Device | None:
+        """The same for a device that has the content ``etag`` (written without its quotes)."""
+        held = self._by_tag.get(etag)
+        if held is not None and self._seen == self._catalog.generation.value():
             return held.device
         return None
 
     async def get(self, name: str) -> Device:
         """The device, opened if need be.
 
-        Raises ``DeviceNotFound``, ``DeviceNotReady``, ``DeviceFailed``, ``DeviceQuarantined`` or ``StorageError``.
+        Raises ``DeviceNotFound``, ``DeviceNotReady``, ``DeviceFailed``, ``DeviceQuarantined``, ``NewerFormat`` or
+        ``StorageError``.
         """
-        device = self.peek(name)
-        if device is not None:
-            return device
-        async with self._opening.setdefault(name, asyncio.Lock()):
-            generation = self._catalog.generation.value()
-            try:
-                record = await self._catalog.get(name)
-                _check_serving(record)
-            except BlockgateError:
-                self._drop(name)
-                raise
-            held = self._open.get(name)
-            if held is not None and _same_bytes(held.record, record) and all(i.current for i in held.indexes):
-                held.generation, held.record = generation, record
-                _share_health(record, held.device.layers)
-                return held.device
-            self._drop(name)
-            try:
-                device, indexes = await self._make(record)
-            except IndexDamaged:
-                await self._reindex(record)
-                raise
-            self._open[name] = _Open(device, record, generation, indexes)
-            return device
+        return await self._get(name, lambda: self._by_name.get(name), lambda: self._catalog.get(name))
+
+    async def get_content(self, etag: str) -> Device:
+        """A device that has the content, opened if need be. Raises ``ContentNotFound`` or ``StorageError``."""
+        return await self._get(
+            etag, lambda: self._by_tag.get(etag), lambda: self._catalog.by_content(f'"{etag}"')
+        )
 
     def opened(self) -> list[Device]:
         """All devices that are open in this process."""
-        return [held.device for held in self._open.values()]
+        return [held.device for held in self._by_uid.values()]
+
+    def trouble(self) -> dict[str, Failure]:
+        """Why bytes of devices cannot be had now, by the devices' names, as far as this process knows."""
+        found = {}
+        for held in self._by_uid.values():
+            for layer in held.device.layers:
+                error = None if layer is None else layer.trouble
+                if error is not None:
+                    found[held.record.name] = Failure(error.code, error.detail)
+                    break
+        return found
 
     def served(self) -> Counter[Origin]:
         """Bytes that all devices gave out since the start, those no longer open included."""
         total = Counter(self._closed)
-        for served in (*self._closing, *(held.device.served for held in self._open.values())):
+        for served in (*self._closing, *(held.device.served for held in self._by_uid.values())):
             total.update(served)
         return total
 
     async def aclose(self) -> None:
         """Close everything."""
-        for name in list(self._open):
-            self._drop(name)
-        if self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
+        for held in list(self._by_uid.values()):
+            self._drop(held)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _make(self, record: DeviceRecord) -> tuple[Device, list[LayerIndex]]:
-        assert record.image is not None  # noqa: S101 - a device that serves has one
-        access = ImageAccess(self._sources, record.spec.source)
-        descriptors = {
-            layer.descriptor.digest: layer.descriptor for layer in access.recall(record.image).layers
-        }
-        layers: list[SpanLayer | None] = []
-        indexes: list[LayerIndex] = []
-        for segment in record.segments:
-            if segment.kind == "zero" or segment.digest is None:
-                layers.append(None)
-                continue
-            index, proven = await asyncio.to_thread(self._index, segment, record)
-            indexes.append(index)
-            local = segment.kind == "metadata"
-            source = (
-                LocalBlob(self._artifacts.find(segment.digest))
-                if local
-                else access.blob(descriptors[segment.digest])
-            )
-            layer = SpanLayer(
-                segment.digest,
-                index.index_id,
-                index.table,
-                index.windows,
-                source,
-                local=local,
-                provisional_memory=None if proven else MemoryTier(_PROVISIONAL_MEMORY_BYTES),
-            )
-            layer.on_health = partial(self._health, record, layers, layer)
-            layers.append(layer)
-        _share_health(record, layers)
-        return Device(record.name, record.segments, layers, self._store), indexes
-
-    def _index(self, segment: Segment, record: DeviceRecord) -> tuple[LayerIndex, bool]:
-        assert segment.digest is not None  # noqa: S101 - not a zero segment
-        assert segment.index_id is not None  # noqa: S101
+    async def _get(
+        self,
+        where: str,
+        known: Callable[[], _Open | None],
+        look: Callable[[], Coroutine[Any, Any, DeviceRecord]],
+    ) -> Device:
         try:
-            return self._open_index(segment.digest, segment.index_id, record)
-        except IndexDamaged as error:
-            self._folders.discard(segment.digest, segment.index_id)
-            raise IndexDamaged(f"{error.detail}; it is being made again", retry_after_seconds=2) from error
+            await self._follow()
+            held = known()
+            if held is not None:
+                return held.device
+            async with self._opening.setdefault(where, asyncio.Lock()):
+                held = known()
+                return held.device if held is not None else self._use(await look())
+        except StorageError as error:
+            # The catalog is away. Content never changes, so what is open stays right.
+            held = known()
+            if held is None:
+                raise
+            log.warning("catalog", error=error.detail)
+            return held.device
 
-    def _open_index(self, digest: str, index_id: str, record: DeviceRecord) -> tuple[LayerIndex, bool]:
-        index = LayerIndex.open(self._folders.path(digest, index_id))
-        if index is not None:
-            return index, True
-        if record.verification == "verifying" and record.spec.zinfo is not None:
-            index = LayerIndex.open(self._folders.path(digest, provisional.name_of(record.spec.zinfo)))
-            if index is not None:
-                return index, False
-        raise IndexDamaged(f"the index of layer {digest} is missing from the data folder")
+    async def _follow(self) -> None:
+        """Look which devices the latest changes concern."""
+        while self._seen != self._catalog.generation.value():
+            async with self._following:
+                generation = self._catalog.generation.value()
+                if self._seen == generation:
+                    return
+                self._cursor, uids = await self._catalog.changed(self._cursor)
+                for held in list(self._by_uid.values()):
+                    if uids is None or held.record.uid in uids:
+                        self._hide(held)
+                self._seen = generation
 
-    def _drop(self, name: str) -> None:
-        held = self._open.pop(name, None)
-        if held is not None:
-            # Reads that are under way finish: a blob closes when nobody reads it. They still count, so the sum is taken
-            # when the last of them has let go of the device.
-            served = held.device.served
-            self._closing.append(served)
-            weakref.finalize(held.device, self._settle, served).atexit = False
-            self._spawn(held.device.aclose())
+    def _use(self, record: DeviceRecord) -> Device:
+        """The open device of a record that was just read."""
+        held = self._by_uid.get(record.uid)
+        if held is not None and not _same_bytes(held.record, record):
+            self._drop(held)
+            held = None
+        if held is None:
+            for other in list(self._by_uid.values()):
+                if other.record.name == record.name and other.record.uid != record.uid:
+                    self._drop(other)  # the name is another device's by now
+        check_serving(record)
+        if held is None:
+            assert record.recipe is not None  # noqa: S101 - a device that serves has one
+            held = self._by_uid[record.uid] = self._open(record, record.recipe)
+        held.record = record
+        self._by_name[record.name] = held
+        for tag in held.tags:
+            self._by_tag[tag] = held
+        return held.device
+
+    def _open(self, record: DeviceRecord, recipe: Recipe) -> _Open:
+        proven = record.verification is Verification.VERIFIED
+        access = ImageAccess(self._sources, record.spec.source)
+        by_digest = {layer.digest: layer for layer in recipe.layers}
+        keeper = _Keeper(self._indexes, record, self._restore)
+        layers: list[Layer | None] = []
+        for segment in recipe.segments:
+            if segment.kind == "zero" or segment.digest is None or segment.cut is None:
+                layers.append(None)
+            elif segment.kind == "metadata" and recipe.metadata is not None:
+                blob = self._artifacts.blob(recipe.metadata.digest, recipe.metadata.size)
+                key = recipe.metadata.key
+                layers.append(Layer(key, blob, Origin.LOCAL, Proven(), self._store.memory, (), keeper))
+            else:
+                layers.append(self._remote(access, by_digest[segment.digest], keeper, proven=proven))
+        device = Device(record.name, record.etag or "", recipe.segments, layers, self._store, proven=proven)
+        tags = [tag for tag in (record.etag, record.unproven_etag) if tag and answers_to(record, tag)]
+        return _Open(device, record, tuple(dict.fromkeys(tag.strip('"') for tag in tags)))
+
+    def _remote(self, access: ImageAccess, layer: LayerRecipe, keeper: _Keeper, *, proven: bool) -> Layer:
+        source = access.blob(Descriptor(layer.media_type, layer.digest, layer.size))
+        if proven:
+            proof: Proof = Proven()
+            return Layer(
+                layer.key, source, Origin.UPSTREAM, proof, self._store.memory, self._store.shared, keeper
+            )
+        # Nothing unproven may enter a cache that others read.
+        memory = MemoryTier(_UNPROVEN_MEMORY_BYTES)
+        proof = Chained(f"layer {layer.digest[:19]}…")
+        return Layer(unproven(layer.key), source, Origin.UPSTREAM, proof, memory, (), keeper)
+
+    def _hide(self, held: _Open) -> None:
+        """Give a device out no more without a look; its next reader finds it if it is still the same."""
+        if self._by_name.get(held.record.name) is held:
+            del self._by_name[held.record.name]
+        for tag in held.tags:
+            if self._by_tag.get(tag) is held:
+                del self._by_tag[tag]
+
+    def _drop(self, held: _Open) -> None:
+        self._hide(held)
+        del self._by_uid[held.record.uid]
+        # Reads that are under way finish: a blob closes when nobody reads it. They still count, so the sum is taken
+        # when the last of them has let go of the device.
+        served = held.device.served
+        self._closing.append(served)
+        weakref.finalize(held.device, self._settle, served).atexit = False
+        self._spawn(held.device.aclose())
 
     def _settle(self, served: dict[Origin, int]) -> None:
         self._closing = [other for other in self._closing if other is not served]
         self._closed.update(served)
 
-    def _health(
-        self,
-        record: DeviceRecord,
-        layers: list[SpanLayer | None],
-        layer: SpanLayer,
-        error: BlockgateError | None,
-    ) -> None:
-        """A layer's source began or ceased to fail: say so in the catalog, if it is more than a passing trouble."""
-        if isinstance(error, IndexDamaged):
-            self._folders.discard(layer.blob, layer.index_id)
-            self._spawn(self._reindex(record))
-            return
-        if error is not None and error.retryable:
-            return
-        if error is None and any(one and one.error and not one.error.retryable for one in layers):
-            return  # another layer of the device fails still
-        self._spawn(self._set_health(record, error))
+    async def _sweep_forever(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            self.sweep()
 
-    async def _set_health(self, record: DeviceRecord, error: BlockgateError | None) -> None:
-        failure = None if error is None else Failure(error.code, error.detail)
-        before, after = ("degraded", "ready") if error is None else ("ready", "degraded")
-        try:
-            if await self._catalog.update(
-                record, only_from=frozenset({before}), state=after, failure=failure
-            ):
-                log.warning("health", device=record.name, state=after, code=failure.code if failure else None)
-        except StorageError as trouble:
-            log.warning("catalog", device=record.name, error=trouble.detail)
-
-    async def _reindex(self, record: DeviceRecord) -> None:
-        """What lies in the data folder is not what was written there: register the device once more."""
-        log.error("local index damaged", device=record.name)
-        try:
-            changed = await self._catalog.update(
-                record, only_from=SERVING, state="indexing", progress=None, failure=None
-            )
-        except StorageError as trouble:
-            log.warning("catalog", device=record.name, error=trouble.detail)
-            return
-        if changed:
-            self.on_reindex(record)
+    def sweep(self) -> None:
+        """Close devices that gave out nothing for several sweeps."""
+        for held in list(self._by_uid.values()):
+            served = sum(held.device.served.values())
+            held.idle = held.idle + 1 if served == held.served else 0
+            held.served = served
+            if held.idle >= _IDLE_SWEEPS:
+                self._drop(held)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -241,31 +307,61 @@ class Shelf:
         task.add_done_callback(self._tasks.discard)
 
 
-def _share_health(record: DeviceRecord, layers: Sequence[SpanLayer | None]) -> None:
-    """Take over what the catalog says of the sources: another process found it out, or this one before it was restarted.
+class _Keeper:
+    """Opens indexes for the layers of one device; what is absent or damaged is made again by the device's recipe."""
 
-    Where it says degraded and nothing fails here, the next success is news; where it says ready, the next failure is.
-    """
-    remote = [layer for layer in layers if layer is not None and not layer.local]
-    if record.state != "degraded":
-        for layer in remote:
-            if layer.error is not None and not layer.error.retryable:
-                layer.error = None
-    elif not any(layer.error for layer in remote):
-        for layer in remote:
-            layer.error = RegistryUnreachable(record.failure.detail if record.failure else "not known")
+    def __init__(self, indexes: OpenIndexes, record: DeviceRecord, restore: Restore) -> None:
+        self._indexes = indexes
+        self._record = record
+        self._restore = restore
+
+    async def open(self, layer: Layer) -> LayerIndex:
+        """As ``spans.layer.Keeper``."""
+        try:
+            return await self._indexes.open(layer.key)
+        except IndexAbsent:
+            return await self._mend(layer)
+
+    async def heal(self, layer: Layer, index: LayerIndex, error: BlockgateError) -> LayerIndex:
+        """As ``spans.layer.Keeper``."""
+        if isinstance(error, IndexDamaged):
+            log.error("local index damaged", device=self._record.name, error=error.detail)
+            await self._indexes.drop(index)
+        elif isinstance(error, ArtifactDamaged):
+            log.error("local metadata damaged", device=self._record.name, error=error.detail)
+            return await self._mend(layer)
+        else:
+            self._indexes.forget(index)
+        return await self.open(layer)
+
+    async def _mend(self, layer: Layer) -> LayerIndex:
+        restoring = self._restore(self._record, layer.key)
+        done, _ = await asyncio.wait([restoring.task], timeout=_PATIENCE_SECONDS)
+        if done and not restoring.task.cancelled():
+            restoring.task.result()
+            return await self._indexes.open(layer.key)
+        why = "" if restoring.error is None else f"; the last attempt met: {restoring.error.detail}"
+        raise IndexBeingMade(
+            f"{layer.where}: what it is read by was lost or damaged here and is being made again{why}",
+            retry_after_seconds=_RETRY_AFTER_SECONDS,
+        )
 
 
-def _check_serving(record: DeviceRecord) -> None:
-    if record.state in SERVING:
+def check_serving(record: DeviceRecord) -> None:
+    """Raise unless the device's bytes are served: the error says why not."""
+    if record.newer is not None and record.recipe is None:
+        raise NewerFormat(f"device {record.name!r} cannot be used by this version: {record.newer}")
+    if record.state is State.READY:
         return
     reason = record.failure.detail if record.failure else "no reason was recorded"
-    if record.state == "indexing":
-        raise DeviceNotReady(f"device {record.name!r} is still being indexed", retry_after_seconds=2)
-    if record.state == "failed":
+    if record.state is State.INDEXING:
+        waiting = record.progress.error if record.progress else None
+        why = f"; it waits: {waiting.detail}" if waiting else ""
+        raise DeviceNotReady(f"device {record.name!r} is still being indexed{why}", retry_after_seconds=2)
+    if record.state is State.FAILED:
         raise DeviceFailed(f"registration of device {record.name!r} failed: {reason}")
     raise DeviceQuarantined(f"device {record.name!r} is quarantined: {reason}")
 
 
 def _same_bytes(one: DeviceRecord, other: DeviceRecord) -> bool:
-    return one.uid == other.uid and one.segments == other.segments and one.verification == other.verification
+    return one.recipe == other.recipe and one.verification is other.verification

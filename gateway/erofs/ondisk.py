@@ -14,6 +14,9 @@ BLOCK_BITS: Final = 9
 BLOCK: Final = 1 << BLOCK_BITS
 """Bytes per block of what is written here: tar payload is aligned to 512 bytes and no more."""
 
+ALIGN_BYTES: Final = 4096
+"""The metadata and each tar behind it begin at a multiple of this, so that 4 KiB of the device belong to one of them."""
+
 SUPERBLOCK_OFFSET: Final = 1024
 SUPERBLOCK_SIZE: Final = 128
 MAGIC: Final = 0xE0F5E1E2

@@ -1,9 +1,9 @@
 """Layers in, the EROFS metadata of their hybrid device out.
 
 The device, in blocks of 512 bytes: superblock; inodes (``layout``); data of directories and long symbolic
-links; then the tars, one after the other, each padded to a block. Regular files are flat: their start block
-is their payload's place in a tar. No device table is needed to read that, nor an incompatible feature. Sparse
-files alone are chunk-based: a table of block numbers follows the inode.
+links; then the tars, one after the other. The metadata and each tar are padded to a multiple of 4096 bytes.
+Regular files are flat: their start block is their payload's place in a tar. No device table is needed to read
+that, nor an incompatible feature. Sparse files alone are chunk-based: a table of block numbers follows the inode.
 
 No clock and no random number goes in: the same layers give the same bytes, and the UUID is made of those
 bytes.
@@ -22,6 +22,7 @@ from gateway.erofs.chunks import chunk_bits, chunk_table
 from gateway.erofs.entry import MAX_BYTES, Entry
 from gateway.erofs.layout import Layout, Node, blocks, directory_content, fits_inline
 from gateway.erofs.ondisk import (
+    ALIGN_BYTES,
     BLOCK,
     BLOCK_BITS,
     CHUNK_BASED,
@@ -86,16 +87,20 @@ def build(layers: Sequence[LayerToc], *, memory_limit_bytes: int = MEMORY_LIMIT)
     return write(tree, [layer.tar_size for layer in layers])
 
 
+def _aligned(size: int) -> int:
+    return -(-size // ALIGN_BYTES) * ALIGN_BYTES
+
+
 def write(tree: Tree, tar_sizes: Sequence[int]) -> Metadata:
     """The metadata of ``tree``, whose payloads lie in tars of ``tar_sizes`` bytes. A tree serves once."""
     layout = Layout(tree.root)
     inode_blocks = blocks(layout.end)
-    metadata_size = (inode_blocks + layout.data_blocks) * BLOCK
+    metadata_size = _aligned((inode_blocks + layout.data_blocks) * BLOCK)
     offsets = []
     device_size = metadata_size
     for size in tar_sizes:
         offsets.append(device_size)
-        device_size += blocks(size) * BLOCK
+        device_size = _aligned(device_size + size)
     if device_size >= MAX_BYTES:
         raise InvalidLayer(f"the device would have {device_size} bytes; {MAX_BYTES - BLOCK} can be addressed")
     data = bytearray(metadata_size)

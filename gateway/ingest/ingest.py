@@ -1,151 +1,184 @@
-"""Running passes: the download, the thread, one pass per layer at a time, progress."""
+"""Making layer indexes: each exactly once, however many devices, workers and replicas want it at the same moment."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
 
 from blockgate.reader import Blob, Bytes
-from gateway.errors import BlobMismatch, DiffIdMismatch, StorageError
-from gateway.gzran.zinfo import ZinfoTable
-from gateway.ingest.folder import LayerFolders
-from gateway.ingest.layer_pass import LayerPass, Promise
-from gateway.spans.index import Kind, LayerIndex, index_id
+from gateway.catalog.catalog import Catalog
+from gateway.catalog.leases import HeldLease
+from gateway.errors import BlobMismatch, DiffIdMismatch, IndexAbsent, IndexDamaged, LeaseLost, StorageError
+from gateway.ingest.layer_pass import Cutting, LayerPass, Promise
+from gateway.layers.index import IndexFacts, IndexRow, LayerIndex
+from gateway.layers.key import LayerKey
+from gateway.layers.open import OpenIndexes
+from gateway.layers.store import Draft, LayerStore
 
 _FEED_BYTES = 1 << 18
-_LOCK_POLL_SECONDS = 0.2
 # Each pass keeps two threads busy and a few MiB; more at a time would be no faster.
 _PASSES = 2
 
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
 
 
 class Ingest:
-    """Indexes layers, each once however many devices want it at the same moment."""
+    """Finds or makes the index of a layer.
 
-    def __init__(self, folders: LayerFolders, executor: ThreadPoolExecutor, *, span_size: int) -> None:
-        self.folders = folders
+    The way: is there one? → the layer's lease (one maker among all replicas) → is there one now? → a pass over the
+    blob → the attempt gets its name in the store → the catalog makes it the one that counts. Dying anywhere on it
+    leaves an attempt that nothing refers to, which the next start removes.
+    """
+
+    def __init__(
+        self,
+        store: LayerStore,
+        catalog: Catalog,
+        opened: OpenIndexes,
+        executor: ThreadPoolExecutor,
+        *,
+        span_size: int,
+    ) -> None:
         self.span_size = span_size
+        self._store = store
+        self._catalog = catalog
+        self._opened = opened
         self._executor = executor
         self._passes = asyncio.Semaphore(_PASSES)
 
-    def find(self, blob: str, kind: Kind, supplied_digest: str | None = None) -> LayerIndex | None:
-        """The finished index of a layer, if there is one. A damaged one counts as none."""
-        name = index_id(kind, self.span_size, supplied_digest)
+    async def find(self, key: LayerKey) -> IndexFacts | None:
+        """Facts of the index, if it can be read by; a damaged one is dropped and counts as none. Raises ``StorageError``."""
         try:
-            return LayerIndex.open(self.folders.path(blob, name))
-        except StorageError:
+            return (await self._opened.open(key)).facts
+        except IndexAbsent:
             return None
 
-    async def index(
-        self,
-        blob: Blob,
-        promise: Promise,
-        kind: Kind,
-        *,
-        supplied: ZinfoTable | None = None,
-        supplied_digest: str | None = None,
-        progress: Progress,
-    ) -> LayerIndex:
-        """Return the layer's index, making it in a pass over ``blob`` when there is none yet.
+    async def index(self, blob: Blob, promise: Promise, cutting: Cutting, progress: OnProgress) -> IndexFacts:
+        """Facts of the layer's index, which is made in a pass over ``blob`` when there is none yet.
 
         Raises what the source raises, ``IntegrityError``, ``InvalidLayer``, ``InvalidZinfo`` or ``StorageError``.
         """
-        name = index_id(kind, self.span_size, supplied_digest)
-        async with self._turn(promise.digest, name):
-            found = self.find(promise.digest, kind, supplied_digest)
-            if found is None:
-                try:
-                    await self._pass(blob, promise, kind, name, supplied, supplied_digest, progress)
-                except OSError as error:
-                    raise StorageError(
-                        f"the index of {promise.digest} cannot be written: {error.strerror}"
-                    ) from error
-                found = LayerIndex.open(self.folders.path(promise.digest, name))
+        key = LayerKey(promise.digest, cutting.cut)
+        found = await self.find(key)
+        while found is None:
+            async with self._catalog.lease(f"layer {key}") as lease:
+                found = await self.find(key)
+                if found is None:
+                    async with self._passes:
+                        await self._make(key, blob, promise, cutting, progress, lease)
+                    found = await self.find(key)
         progress(promise.size, promise.size)
-        if found is None:
-            raise StorageError(f"the index of {promise.digest} disappeared while it was being written")
         _keep(promise, found)
         return found
 
-    async def _pass(
+    async def put(
+        self, key: LayerKey, facts: IndexFacts, spans: bytes, fill: Callable[[Draft], None]
+    ) -> None:
+        """Store an index that needs no pass; ``fill`` writes its checkpoints. A table that is not proven, for example."""
+        async with self._catalog.lease(f"layer {key}") as lease, self._store.draft(key) as draft:
+            await asyncio.to_thread(fill, draft)
+            await asyncio.to_thread(draft.complete, facts, spans, b"")
+            await self._commit(key, await draft.publish(), lease)
+
+    async def open(self, key: LayerKey) -> LayerIndex:
+        """The open index. Raises ``IndexAbsent`` or ``StorageError``."""
+        return await self._opened.open(key)
+
+    async def contents(self, index: LayerIndex) -> Path:
+        """The table of contents of an open index, verified.
+
+        A damaged copy is dropped, so that the next attempt makes another. Raises ``IndexDamaged`` or ``StorageError``.
+        """
+        try:
+            return await self._store.contents(index)
+        except IndexDamaged:
+            await self._opened.drop(index)
+            raise
+
+    async def remove(self, key: LayerKey, attempt: str) -> None:
+        """Remove what is stored of an index that the catalog has forgotten."""
+        await self._store.drop(key, attempt)
+
+    async def _make(
         self,
+        key: LayerKey,
         blob: Blob,
         promise: Promise,
-        kind: Kind,
-        name: str,
-        supplied: ZinfoTable | None,
-        supplied_digest: str | None,
-        progress: Progress,
+        cutting: Cutting,
+        progress: OnProgress,
+        lease: HeldLease,
     ) -> None:
-        loop = asyncio.get_running_loop()
-        with self.folders.begin(promise.digest, name) as folder:
-            work = LayerPass(
-                promise,
-                kind,
-                self.span_size,
-                folder,
-                supplied=supplied,
-                supplied_digest=supplied_digest,
-            )
-            running: asyncio.Future[object] | None = None
-            try:
-                done = 0
-                async for piece in _gather(blob.stream()):
-                    # While one piece is worked on, the next one arrives.
-                    if running is not None:
-                        await _result(running)
-                    running = loop.run_in_executor(self._executor, work.feed, piece)
-                    done += len(piece)
-                    progress(done, promise.size)
+        try:
+            async with self._store.draft(key) as draft:
+                work = await self._run(lambda: LayerPass(promise, cutting, draft))
+                try:
+                    await self._pass(work, blob, promise, progress)
+                finally:
+                    # A thread is not cancelled with who waits for it: it ends before its files are removed.
+                    await _outlasted(asyncio.get_running_loop().run_in_executor(self._executor, work.close))
+                await self._commit(key, await draft.publish(), lease)
+        except OSError as error:
+            raise StorageError(
+                f"the index of {promise.digest} cannot be written: {error.strerror}"
+            ) from error
+
+    async def _commit(self, key: LayerKey, row: IndexRow, lease: HeldLease) -> None:
+        try:
+            before = await self._catalog.commit_index(key, row, lease)
+        except LeaseLost:
+            await self._store.drop(key, row.attempt)
+            raise
+        if before is not None and before.attempt != row.attempt:
+            await self._store.drop(key, before.attempt)
+
+    async def _pass(self, work: LayerPass, blob: Blob, promise: Promise, progress: OnProgress) -> None:
+        running: asyncio.Future[None] | None = None
+        done = 0
+        try:
+            async for piece in _gather(blob.stream()):
+                # While one piece is worked on, the next one arrives.
                 if running is not None:
                     await _result(running)
-                running = loop.run_in_executor(self._executor, work.finish)
+                running = self._start(partial(work.feed, piece))
+                done += len(piece)
+                progress(done, promise.size)
+            if running is not None:
                 await _result(running)
-            finally:
-                # A thread is not cancelled with who waits for it: it ends before its files are closed and removed.
-                cancelled = running is not None and await _outlasted(running)
-                cancelled |= await _outlasted(loop.run_in_executor(self._executor, work.close))
-                if cancelled:
-                    raise asyncio.CancelledError
+            running = self._start(work.finish)
+            await _result(running)
+        finally:
+            if running is not None:
+                await _outlasted(running)
 
-    @asynccontextmanager
-    async def _turn(self, blob: str, name: str) -> AsyncIterator[None]:
-        """Only one pass per layer at a time, in this process and in others, and only a few passes in all."""
-        while True:
-            lock = self.folders.try_lock(blob, name)
-            if lock is not None:
-                break
-            await asyncio.sleep(_LOCK_POLL_SECONDS)  # the holder may be another process
-        with lock:
-            async with self._passes:
-                yield
+    def _start(self, call: Callable[[], None]) -> asyncio.Future[None]:
+        return asyncio.get_running_loop().run_in_executor(self._executor, call)
+
+    async def _run(self, call: Callable[[], LayerPass]) -> LayerPass:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, call)
 
 
-def _keep(promise: Promise, found: LayerIndex) -> None:
+def _keep(promise: Promise, facts: IndexFacts) -> None:
     """An index that was there already has to be what this image promises too: another one's may say something else."""
-    facts = found.facts
     if facts.blob_size != promise.size:
-        found.close()
         raise BlobMismatch(f"the blob has {facts.blob_size} bytes, its descriptor says {promise.size}")
-    if promise.diff_id is not None and facts.sha256 != promise.diff_id:
-        found.close()
+    if promise.diff_id is not None and facts.sha256 and facts.sha256 != promise.diff_id:
         raise DiffIdMismatch(
             f"the decompressed layer's digest is {facts.sha256}, the image's configuration says {promise.diff_id}"
         )
 
 
-async def _result(running: asyncio.Future[object]) -> None:
+async def _result(running: asyncio.Future[None]) -> None:
     """Wait for a thread's work; cancelling the caller leaves the work alone."""
     await asyncio.wait([running])
     running.result()
 
 
-async def _outlasted(running: asyncio.Future[object]) -> bool:
-    """Wait for a thread's work, whatever its outcome; returns whether the caller was cancelled meanwhile."""
+async def _outlasted(running: asyncio.Future[None]) -> None:
+    """Wait for a thread's work, whatever its outcome. A cancellation that comes meanwhile is raised afterwards."""
     cancelled = False
     while not running.done():
         try:
@@ -154,7 +187,8 @@ async def _outlasted(running: asyncio.Future[object]) -> bool:
             cancelled = True
     if not running.cancelled():
         running.exception()  # whoever wanted the outcome has it
-    return cancelled
+    if cancelled:
+        raise asyncio.CancelledError
 
 
 async def _gather(stream: AsyncIterator[Bytes]) -> AsyncIterator[bytes]:

@@ -12,14 +12,14 @@ import contextlib
 import json
 import mmap
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from gateway.erofs.toc import read_toc
 from gateway.erofs.writer import LayerToc, build
-from gateway.errors import BlockgateError, InvalidLayer, StorageError
+from gateway.errors import BlockgateError, BuildFailed, InvalidLayer, StorageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,15 @@ class BuiltMetadata:
     symlinks: int
     specials: int
     bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As the process reports it, and as the catalog keeps it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> BuiltMetadata:
+        """The reverse."""
+        return cls(**{**facts, "layer_offsets": tuple(facts["layer_offsets"])})
 
     def counts(self) -> dict[str, int]:
         """What people want to know of the file system."""
@@ -87,14 +96,13 @@ async def build_in_process(tocs: Sequence[Path], output: Path) -> BuiltMetadata:
     try:
         facts: dict[str, Any] = json.loads(answer)
     except ValueError:
-        raise StorageError(
+        raise BuildFailed(
             f"building the metadata ended with status {process.returncode}; see the gateway's log"
         ) from None
     if "error" in facts:
         kinds: dict[str, type[BlockgateError]] = {kind.code: kind for kind in (InvalidLayer, StorageError)}
         raise kinds.get(facts["code"], StorageError)(facts["error"])
-    facts["layer_offsets"] = tuple(facts["layer_offsets"])
-    return BuiltMetadata(**facts)
+    return BuiltMetadata.from_json(facts)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -108,8 +116,7 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:
         print(json.dumps({"error": f"{error.filename}: {error.strerror}", "code": "storage"}))  # noqa: T201
         return 0
-    facts = {name: getattr(built, name) for name in BuiltMetadata.__slots__}
-    print(json.dumps(facts))  # noqa: T201
+    print(json.dumps(built.to_json()))  # noqa: T201
     return 0
 
 

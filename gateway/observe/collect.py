@@ -6,23 +6,23 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from gateway import __version__, errors, metrics
 from gateway.devices.device import Device
-from gateway.devices.records import DeviceRecord
 from gateway.errors import IntegrityError
 from gateway.metrics import Histogram, Numbers
 from gateway.observe.requests import RequestCounts
 from gateway.observe.spanmap import Held, LayerSpans
 from gateway.observe.workers import DeviceNumbers
+from gateway.recipes.records import Progress
+from gateway.recipes.states import State
 from gateway.services import Services
-from gateway.spans.layer import SpanLayer
-from gateway.spans.store import Origin
+from gateway.spans.layer import Layer
+from gateway.spans.tier import Origin
 
 _BREAKER_VALUES = {"closed": 0, "half_open": 1, "open": 2}
 _INTEGRITY_CODES = frozenset(leaf.code for leaf in errors.leaves(IntegrityError))
-_STATES = ("indexing", "ready", "failed", "degraded", "quarantined")
 STARTED_AT = time.time()
 
 
@@ -47,14 +47,22 @@ def served(services: Services) -> dict[Origin, int]:
     return {origin: total[origin] for origin in Origin}
 
 
-def shared_numbers(services: Services, numbers: Numbers, records: list[DeviceRecord], nodes: int) -> None:
+def shared_numbers(
+    services: Services,
+    numbers: Numbers,
+    counts: Mapping[State, int],
+    under_way: Sequence[Progress],
+    *,
+    degraded: int,
+    nodes: int,
+) -> None:
     """Add what is the same whichever worker is asked: the disk tier's size, devices, nodes."""
-    disk = services.store.disk
+    disk = services.disk
     numbers.add(metrics.CACHE_USED, disk.used_bytes, "disk")
     numbers.add(metrics.CACHE_BUDGET, disk.high_bytes, "disk")
-    for state in _STATES:
-        numbers.add(metrics.DEVICES, sum(record.state == state for record in records), state)
-    under_way = [record.progress for record in records if record.progress is not None]
+    for state in State:
+        numbers.add(metrics.DEVICES, counts.get(state, 0), state.value)
+    numbers.add(metrics.DEGRADED, degraded)
     numbers.add(metrics.REGISTRATION_BYTES, sum(progress.done for progress in under_way), "done")
     numbers.add(metrics.REGISTRATION_BYTES, sum(progress.total for progress in under_way), "total")
     numbers.add(metrics.NODES, nodes)
@@ -66,7 +74,7 @@ def shared_numbers(services: Services, numbers: Numbers, records: list[DeviceRec
 def device_numbers(device: Device) -> DeviceNumbers:
     """What one open device counts."""
     layers = list(layers_of(device))
-    error = next((layer.error for layer in layers if layer.error is not None), None)
+    error = next((layer.trouble for layer in layers if layer.trouble is not None), None)
     return DeviceNumbers(
         etag=device.etag,
         served={origin.value: count for origin, count in device.served.items()},
@@ -80,24 +88,23 @@ def device_spans(services: Services, device: Device) -> list[LayerSpans]:
     return [_layer_spans(services, layer) for layer in layers_of(device)]
 
 
-def layers_of(device: Device) -> Iterator[SpanLayer]:
+def layers_of(device: Device) -> Iterator[Layer]:
     """The layers of a device's segments; zeros have none."""
     return (layer for layer in device.layers if layer is not None)
 
 
-def _layer_spans(services: Services, layer: SpanLayer) -> LayerSpans:
+def _layer_spans(services: Services, layer: Layer) -> LayerSpans:
     store = services.store
-    memory = store.memory if layer.provisional_memory is None else layer.provisional_memory
-    held = bytearray(layer.table.count)
-    in_memory = memory.spans_of(layer.blob, layer.index_id)
+    held = bytearray(len(layer.reads))
+    in_memory = layer.memory.held(layer.key)
     for spans, flag in (
         (in_memory, Held.MEMORY),
-        # One that has arrived flies until it is on disk too; whoever looks sees that it is here.
-        (store.flying(layer.blob, layer.index_id) - in_memory, Held.FETCHING),
-        (layer.failed, Held.FAILED),
+        (store.flights.of(layer.key) - in_memory, Held.FETCHING),
+        (store.failed(layer.key), Held.FAILED),
     ):
         for span in spans:
-            held[span] |= flag
+            if span < len(held):
+                held[span] |= flag
     return LayerSpans(layer.reads[:], held)
 
 
@@ -118,7 +125,7 @@ def _process(numbers: Numbers, lag: Histogram) -> None:
 
 def _store(services: Services, numbers: Numbers) -> None:
     store = services.store
-    counts, memory, disk = store.counts, store.memory, store.disk
+    counts, memory, disk = store.counts, store.memory, services.disk
     for tier, result, count in (
         ("memory", "hit", counts.memory_hits),
         ("memory", "miss", counts.memory_misses),
@@ -130,12 +137,13 @@ def _store(services: Services, numbers: Numbers) -> None:
     numbers.add(metrics.CACHE_BUDGET, memory.high_bytes, "memory")
     numbers.add(metrics.CACHE_EVICTIONS, memory.evicted, "memory")
     numbers.add(metrics.CACHE_EVICTIONS, disk.evicted, "disk")
-    for name, count in list(disk.write_errors.items()):
+    for name, count in list(disk.errors.items()):
         numbers.add(metrics.CACHE_WRITE_ERRORS, count, name)
     numbers.add(metrics.CACHE_CORRUPT, disk.corrupt)
     numbers.add(metrics.CACHE_BYPASSED, int(disk.bypassed))
     numbers.add(metrics.FETCHED_BYTES, counts.fetched_bytes)
-    numbers.add(metrics.FETCHING_BYTES, store.flying_bytes)
+    numbers.add(metrics.FETCHING_BYTES, store.admission.fetching_bytes)
+    numbers.add(metrics.SENDING_BYTES, store.admission.sending_bytes)
     numbers.add(metrics.COALESCED, counts.coalesced)
     numbers.add(metrics.SHED, counts.shed)
     for outcome, count in (

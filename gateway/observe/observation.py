@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import time
 from collections.abc import Iterator
@@ -11,7 +12,6 @@ from dataclasses import dataclass
 import structlog
 
 from gateway.devices.device import Device
-from gateway.devices.records import DeviceRecord
 from gateway.errors import StorageError
 from gateway.logs import recent_events
 from gateway.metrics import REQUEST_SECONDS, REQUESTS, SECONDS_BOUNDS, Histogram, Numbers
@@ -21,14 +21,17 @@ from gateway.observe.requests import DATA_ROUTE, RequestCounts
 from gateway.observe.spanmap import Cell, Held, LayerSpans
 from gateway.observe.timeline import Timeline
 from gateway.observe.workers import Event, Snapshot, Workers
+from gateway.recipes.records import DeviceSummary, Failure, Progress
+from gateway.recipes.states import State
 from gateway.services import Services
-from gateway.spans.store import Origin
+from gateway.spans.tier import Origin
 
 _BEAT_SECONDS = 1.0
 _READS_BEATS = 2
 _LAG_SECONDS = 0.25
 _MEASURE_SECONDS = 15.0
 _SERVER_ERROR = "5"
+_SHOWN_DEVICES = 500
 
 # Columns of the timeline: requests and errors of the data route, bytes by origin, latency buckets.
 REQUESTS_COLUMN, ERRORS_COLUMN, ORIGIN_COLUMN = 0, 1, 2
@@ -50,8 +53,10 @@ class Overview:
     """Of every worker, this one first; those that ended are among them."""
     events: list[Event]
     """Latest first."""
-    records: list[DeviceRecord] | None
-    """``None`` when the catalog does not answer."""
+    counts: dict[State, int]
+    devices: list[DeviceSummary] | None
+    """The first of them by name; ``None`` when the catalog does not answer."""
+    degraded: dict[str, Failure]
     nodes: list[NodeRecord]
 
 
@@ -68,6 +73,7 @@ class Observation:
         self._timeline = Timeline(_WIDTH)
         self._measured_at = time.monotonic()
         self._published: dict[str, tuple[int, ...]] = {}
+        self._elsewhere: dict[str, Failure] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -83,12 +89,23 @@ class Observation:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._publish()
 
+    def trouble(self) -> dict[str, Failure]:
+        """Why bytes of devices cannot be had now, by name, as far as any worker has said."""
+        return {**self._elsewhere, **self._services.shelf.trouble()}
+
     async def numbers(self) -> Numbers:
         """All metrics, of all workers."""
-        return (await self.overview()).numbers
+        return (await self._collect()).numbers
 
     async def overview(self) -> Overview:
         """Everything, of all workers."""
+        found = await self._collect()
+        with contextlib.suppress(StorageError):
+            page = await self._services.catalog.page(limit=_SHOWN_DEVICES)
+            found.devices = list(page.devices)
+        return found
+
+    async def _collect(self) -> Overview:
         mine = await self._publish()
         others = await asyncio.to_thread(self._workers.others)
         numbers = Numbers.load(mine.numbers)
@@ -97,40 +114,50 @@ class Observation:
             timeline.absorb(worker.rows)
         for worker in others:
             numbers.absorb(Numbers.load(worker.numbers), alive=worker.alive)
-        try:
-            records = await self._services.catalog.all()
-        except StorageError:
-            records = None
+        counts: dict[State, int] = {}
+        under_way: list[Progress] = []
+        with contextlib.suppress(StorageError):
+            counts = await self._services.catalog.counts()
+            unfinished = await self._services.catalog.unfinished()
+            under_way = [record.progress for record in unfinished if record.progress is not None]
         nodes = await asyncio.to_thread(self.nodes.all)
         await self._measure_disk()
-        collect.shared_numbers(self._services, numbers, records or [], len(nodes))
+        self._elsewhere = _reported(others)
+        degraded = self.trouble()
+        collect.shared_numbers(
+            self._services, numbers, counts, under_way, degraded=len(degraded), nodes=len(nodes)
+        )
         events = sorted(
             (event for worker in (mine, *others) for event in worker.events),
             key=lambda event: event.at,
             reverse=True,
         )
-        return Overview(time.time(), numbers, timeline, [mine, *others], events[:50], records, nodes)
+        return Overview(
+            time.time(), numbers, timeline, [mine, *others], events[:50], counts, None, degraded, nodes
+        )
 
     async def map(self, device: Device) -> list[Cell]:
         """The cells of a device's address space."""
+        for layer in collect.layers_of(device):
+            await layer.open()
         mine = collect.device_spans(self._services, device)
         return await asyncio.to_thread(self._map, device, mine)
 
     def _map(self, device: Device, mine: list[LayerSpans]) -> list[Cell]:
         layers = list(collect.layers_of(device))
-        counts = [layer.table.count for layer in layers]
+        counts = [len(layer.reads) for layer in layers]
         for content, alive in self._workers.others_reads(_file_name(device)):
             for own, other in zip(mine, spanmap.load(content, counts) or [], strict=False):
                 own.add(other, alive=alive)
         for layer, spans in zip(layers, mine, strict=True):
-            if not layer.local:
-                for span in self._services.store.disk.spans_of(layer.blob, layer.index_id):
-                    if span < layer.table.count:
+            for tier in layer.tiers[1:]:
+                for span in tier.held(layer.key):
+                    if span < len(spans.held):
                         spans.held[span] |= Held.DISK
         rest = iter(mine)
         return spanmap.cells(
             device.segments,
-            [None if layer is None else layer.table for layer in device.layers],
+            [None if layer is None or layer.index is None else layer.index.table for layer in device.layers],
             [None if layer is None else next(rest) for layer in device.layers],
         )
 
@@ -192,7 +219,7 @@ class Observation:
                 *device.served.values(),
                 store.counts.fetches,
                 store.memory.evicted,
-                store.flying_bytes,
+                store.admission.fetching_bytes,
             )
             if self._published.get(device.name) != state:
                 content = spanmap.dump(collect.device_spans(self._services, device))
@@ -213,7 +240,18 @@ class Observation:
         """Other workers write to the disk tier too: look how full it is, but not for each scrape."""
         if self._workers.shared and time.monotonic() - self._measured_at > _MEASURE_SECONDS:
             self._measured_at = time.monotonic()
-            await asyncio.to_thread(self._services.store.disk.measure)
+            await asyncio.to_thread(self._services.disk.measure)
+
+
+def _reported(others: list[Snapshot]) -> dict[str, Failure]:
+    """What other workers that are alive say of devices whose bytes they could not have."""
+    return {
+        name: Failure(*numbers.error)
+        for worker in others
+        if worker.alive
+        for name, numbers in worker.devices.items()
+        if numbers.error is not None
+    }
 
 
 def _file_name(device: Device) -> str:

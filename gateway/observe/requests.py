@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from blockgate.names import DATA_PATH
 from gateway.metrics import IN_FLIGHT, REQUEST_SECONDS, REQUESTS, Histogram, Numbers
 
 OTHER = "other"
-DATA_ROUTE = "/v1/devices/{name}/data"
+DATA_ROUTE = DATA_PATH
 _METHODS = frozenset({"GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS", "PATCH"})
 _CLIENT_GONE = 499
 

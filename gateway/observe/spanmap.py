@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from enum import IntFlag
 from typing import Literal
 
-from gateway.devices.segments import Segment
-from gateway.spans.table import SpanTable
+from gateway.layers.table import SpanTable
+from gateway.recipes.segments import Segment
 
 MAX_CELLS = 2048
 

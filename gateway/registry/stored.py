@@ -11,13 +11,13 @@ import fcntl
 import json
 import os
 import threading
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr
 
+from blockgate import durable
 from gateway.errors import InvalidRequest, StorageError
 from gateway.registry.credentials import Credentials
 
@@ -105,23 +105,10 @@ class StoredCredentials:
 
     def _write(self, entries: Mapping[str, Credentials]) -> None:
         document = {"version": _VERSION, "entries": {name: _encode(entry) for name, entry in entries.items()}}
-        temporary = self._path.with_name(f"{self._path.name}.{uuid.uuid4().hex}.tmp")
         try:
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with os.fdopen(fd, "w") as file:
-                json.dump(document, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.rename(self._path)
+            durable.replace(self._path, json.dumps(document).encode(), mode=0o600)
         except OSError as error:
             raise self._failure("written", error) from error
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    def sweep(self) -> None:
-        """Remove what killed processes left; only while no other process writes."""
-        for path in self._path.parent.glob(f"{self._path.name}.*.tmp"):
-            path.unlink(missing_ok=True)
 
     def _failure(self, what: str, error: OSError) -> StorageError:
         return StorageError(f"{self._path} cannot be {what}: {error.strerror}")

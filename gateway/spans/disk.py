@@ -1,12 +1,13 @@
-"""The disk tier: one file per decoded span, shared by all workers of one data folder.
+"""Decoded spans on disk: one file each, shared by all workers of one data folder.
 
 A file is an 80-byte header (magic, sha256 of the key, length u64 little-endian, sha256 of the content) and the
 content. It is written under a temporary name and renamed, without fsync: a file torn by a crash of the machine fails its
-check on the next read, is removed and counts as a miss. All methods block and run on a thread.
+check on the next read, is removed and counts as a miss. All methods block and run on a thread; ``DiskTier`` puts them there.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import fcntl
@@ -16,22 +17,32 @@ import struct
 import threading
 import time
 from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
+from blockgate import durable
 from blockgate.reader import Bytes
-from gateway.spans.memory import SpanKey
+from gateway.layers.key import LayerKey, SpanKey
+from gateway.spans.locks import SpanLocks
+from gateway.spans.tier import Origin
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _HEADER = struct.Struct("<8s32sQ32s")
 _MAGIC = b"bgspan\x00\x01"
 _SUFFIX = ".span"
-_TEMPORARY = ".tmp"
 # A hit refreshes a file's time stamp at most this often; eviction needs no finer order.
 _TOUCH_SECONDS = 60.0
 _FIRST_BYPASS_SECONDS = 1.0
 _LONGEST_BYPASS_SECONDS = 30.0
 
 
-class DiskTier:
+class SpanFiles:
     """Verified spans on disk under a byte budget.
 
     Above ``high_bytes`` the longest unused files are removed until ``low_bytes`` are left. ``sharers`` is the number of
@@ -46,7 +57,9 @@ class DiskTier:
         self.folder = folder
         self.high_bytes = high_bytes
         self.low_bytes = high_bytes * 9 // 10 if low_bytes is None else low_bytes
-        self.write_errors: Counter[str] = Counter()
+        self.scratch = folder / "tmp"
+        self.errors: Counter[str] = Counter()
+        """Reads and writes that failed, by errno."""
         self.corrupt = 0
         self.evicted = 0
         self.used_bytes = 0
@@ -55,11 +68,10 @@ class DiskTier:
         self._writing = 0
         self._room = 0
         self._lock = threading.Lock()
-        self._sequence = 0
         self._bypass_until = 0.0
         self._bypass_seconds = _FIRST_BYPASS_SECONDS
         with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
+            self.scratch.mkdir(parents=True, exist_ok=True)
         self._measure()
 
     @property
@@ -81,7 +93,7 @@ class DiskTier:
         except FileNotFoundError:
             return None
         except OSError as error:
-            self.write_errors[_name(error)] += 1
+            self.errors[_name(error)] += 1
             return None
         if header == _header(key, data, sha256) and hashlib.sha256(data).digest() == sha256:
             return data
@@ -97,8 +109,7 @@ class DiskTier:
         path = self._path(key)
         size = len(data) + _HEADER.size
         with self._lock:
-            self._sequence += 1
-            temporary = path.with_name(f"{path.name}.{os.getpid()}.{self._sequence}{_TEMPORARY}")
+            temporary = self.scratch / durable.scratch_name("span")
             if not self._reserve(size):
                 return False
         try:
@@ -118,24 +129,22 @@ class DiskTier:
         self._bypass_seconds = _FIRST_BYPASS_SECONDS
         return True
 
-    def spans_of(self, blob: str, index_id: str) -> set[int]:
-        """Numbers of the spans of one layer index that lie on disk."""
-        folder = self._path(SpanKey(blob, index_id, 0)).parent
+    def held(self, layer: LayerKey) -> set[int]:
+        """Numbers of the spans of one layer that lie on disk."""
+        folder = self._path(SpanKey(layer.blob, layer.cut, 0)).parent
         try:
             names = [path.name for path in folder.iterdir()]
         except OSError:
             return set()
         return {int(name.removesuffix(_SUFFIX), 16) for name in names if name.endswith(_SUFFIX)}
 
-    def drop(self, blob: str | None = None, index_id: str | None = None) -> int:
-        """Remove all spans, or those of one layer index. Returns the bytes freed."""
-        only = None if blob is None or index_id is None else self._path(SpanKey(blob, index_id, 0)).parent
+    def drop(self) -> int:
+        """Remove all spans. Returns the bytes freed."""
         freed = 0
         for path, size, _ in self._files():
-            if only is None or path.parent == only:
-                with contextlib.suppress(OSError):
-                    path.unlink()
-                    freed += size
+            with contextlib.suppress(OSError):
+                path.unlink()
+                freed += size
         self._measure()
         return freed
 
@@ -145,18 +154,9 @@ class DiskTier:
             self._measure()
             return self.used_bytes
 
-    def sweep(self, pid: int | None = None) -> int:
-        """Remove temporary files of killed processes: of all, while no other writes here, or of the one of that id."""
-        removed = 0
-        for path in self.folder.glob(f"*/*/*{_TEMPORARY}" if pid is None else f"*/*/*.{pid}.*{_TEMPORARY}"):
-            with contextlib.suppress(OSError):
-                path.unlink()
-                removed += 1
-        return removed
-
     def _path(self, key: SpanKey) -> Path:
         blob = key.blob.rpartition(":")[2]
-        return self.folder / blob[:2] / f"{blob}.{key.index_id}" / f"{key.span:08x}{_SUFFIX}"
+        return self.folder / blob[:2] / f"{blob}.{key.cut}" / f"{key.span:08x}{_SUFFIX}"
 
     def _files(self) -> list[tuple[Path, int, float]]:
         found = []
@@ -183,7 +183,7 @@ class DiskTier:
                     fcntl.flock(file, fcntl.LOCK_EX)
                     self._evict(size)
             except OSError as error:
-                self.write_errors[_name(error)] += 1
+                self.errors[_name(error)] += 1
                 return False
             if self.used_bytes + size > self.high_bytes:
                 return False
@@ -215,7 +215,7 @@ class DiskTier:
             self.used_bytes -= size
             self._written -= size
             self._writing -= size
-            self.write_errors[_name(error)] += 1
+            self.errors[_name(error)] += 1
             if self.bypassed:
                 return  # it began before the pause did: one full disk, not one more reason
             self._bypass_until = time.monotonic() + self._bypass_seconds
@@ -223,9 +223,54 @@ class DiskTier:
 
 
 def _header(key: SpanKey, data: Bytes, sha256: bytes) -> bytes:
-    name = hashlib.sha256(f"{key.blob} {key.index_id} {key.span}".encode()).digest()
+    name = hashlib.sha256(f"{key.blob} {key.cut} {key.span}".encode()).digest()
     return _HEADER.pack(_MAGIC, name, len(data), sha256)
 
 
 def _name(error: OSError) -> str:
     return errno.errorcode.get(error.errno or 0, "EUNKNOWN")
+
+
+class DiskTier:
+    """A ``Tier`` over ``SpanFiles``: their calls on threads, and one fetch per span among all workers."""
+
+    origin = Origin.DISK
+
+    def __init__(self, files: SpanFiles, locks: SpanLocks | None, executor: ThreadPoolExecutor) -> None:
+        self.files = files
+        self._locks = locks
+        self._executor = executor
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes that this process knows of."""
+        return self.files.used_bytes
+
+    async def get(self, key: SpanKey, sha256: bytes) -> Bytes | None:
+        """The span, if its file is whole."""
+        return await self._run(self.files.read, key, sha256)
+
+    async def put(self, key: SpanKey, data: Bytes, sha256: bytes) -> None:
+        """Write the span's file."""
+        await self._run(self.files.write, key, data, sha256)
+
+    async def drop(self) -> int:
+        """Remove all files."""
+        return await self._run(self.files.drop)
+
+    @asynccontextmanager
+    async def alone(self, key: SpanKey) -> AsyncIterator[bool]:
+        """Hold the span's lock. Another worker may have written the span since it was missed, also where nobody waited."""
+        if self._locks is None:
+            yield False
+        else:
+            async with self._locks.hold(key):
+                yield True
+
+    def held(self, layer: LayerKey) -> set[int]:
+        """Numbers of the spans on disk; blocking."""
+        return self.files.held(layer)
+
+    async def _run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        work = partial(function, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)

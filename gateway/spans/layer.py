@@ -1,87 +1,112 @@
-"""One layer as the span store sees it: how it is cut, where its bytes come from, and how far it is proven."""
+"""A layer as one device reads it: by which index, from which source, under which proof, and through which caches."""
 
 from __future__ import annotations
 
+import asyncio
+import time
 from array import array
-from collections.abc import Callable
 from typing import Protocol
 
-from blockgate.reader import Bytes, Reader
+from blockgate.reader import Reader
 from gateway.errors import BlockgateError
-from gateway.spans.memory import MemoryTier, SpanKey
-from gateway.spans.table import SpanTable
+from gateway.layers.index import LayerIndex
+from gateway.layers.key import LayerKey, SpanKey
+from gateway.layers.proof import Proof
+from gateway.spans.memory import MemoryTier
+from gateway.spans.tier import Origin, Tier
+
+_BELIEVED_SECONDS = 60.0
 
 
-class WindowSource(Protocol):
-    """Where the 32 KiB windows of the checkpoints are read."""
+class Keeper(Protocol):
+    """Who opens indexes, and has what is lost or damaged made again."""
 
-    def window(self, index: int) -> Bytes:
-        """The window of checkpoint ``index``."""
+    async def open(self, layer: Layer) -> LayerIndex:
+        """The layer's index. Waits a bounded time for one that is being made.
+
+        Raises ``IndexBeingMade`` when that takes longer, ``StorageError``.
+        """
+        ...
+
+    async def heal(self, layer: Layer, index: LayerIndex, error: BlockgateError) -> LayerIndex:
+        """As ``open``, after what the layer was read by turned out to be damaged or gone."""
         ...
 
 
-class SpanLayer:
-    """A layer whose spans the store reads.
+class Layer:
+    """Opened when it is first read, so that opening a device touches no file.
 
-    ``windows`` is ``None`` for layers that are stored as they are. A *local* one lies on this machine's disk already and is
-    not copied to the disk tier. A *provisional* layer is one whose supplied checkpoints no
-    pass has proven yet: it has a small memory of its own, since nothing unproven may enter a cache that others read.
+    ``index`` is ``None`` until then. It is exchanged when its copy proves to be damaged; the new one cuts the layer
+    at the same places, so that spans keep their numbers. ``tiers`` are the caches from the nearest on; the first is
+    always memory. ``origin`` is where ``source`` lies: upstream, or on this machine.
+
+    What is counted here is for showing: reads of each span, bytes fetched, and ``error``, how the last fetch ended.
+    That is the layer's health, as this process sees it; it is never written anywhere else.
     """
 
     def __init__(
         self,
-        blob: str,
-        index_id: str,
-        table: SpanTable,
-        windows: WindowSource | None,
+        key: LayerKey,
         source: Reader,
-        *,
-        local: bool = False,
-        provisional_memory: MemoryTier | None = None,
+        origin: Origin,
+        proof: Proof,
+        memory: MemoryTier,
+        tiers: tuple[Tier, ...],
+        keeper: Keeper,
     ) -> None:
-        self.blob = blob
-        self.index_id = index_id
-        self.table = table
-        self.windows = windows
+        self.key = key
         self.source = source
-        self.local = local
-        self.provisional_memory = provisional_memory
-        self.confirmed_windows: set[int] = set()
-        # What is shown of the layer: how often each span was read, which could not be, what fetching cost.
+        self.origin = origin
+        self.proof = proof
+        self.memory = memory
+        self.tiers = (memory, *tiers)
+        self.index: LayerIndex | None = None
         # 64 bits: a 32-bit counter of a busy span would overflow within days.
-        self.reads = array("Q", bytes(8 * table.count))
-        self.failed: set[int] = set()
+        self.reads: array[int] = array("Q")
         self.fetched_bytes = 0
         self.error: BlockgateError | None = None
-        self.on_health: Callable[[BlockgateError | None], None] = _ignore
-
-    @property
-    def size(self) -> int:
-        """Decoded bytes."""
-        return self.table.size
+        self.error_at = 0.0
+        self._keeper = keeper
+        self._changing = asyncio.Lock()
 
     @property
     def where(self) -> str:
         """The layer's name in errors."""
-        return f"layer {self.blob[:19]}…"
+        return f"layer {self.key.blob[:19]}…"
 
-    def key(self, index: int) -> SpanKey:
+    def span_key(self, number: int) -> SpanKey:
         """Cache key of a span."""
-        return SpanKey(self.blob, self.index_id, index)
+        return SpanKey(self.key.blob, self.key.cut, number)
 
-    def window(self, index: int) -> Bytes | None:
-        """Window of a checkpoint; ``None`` past the last one and where nothing is compressed."""
-        if self.windows is None or index >= self.table.count:
-            return None
-        return self.windows.window(index)
+    async def open(self) -> LayerIndex:
+        """The index. Raises as ``Keeper.open``."""
+        if self.index is None:
+            async with self._changing:
+                if self.index is None:
+                    self._use(await self._keeper.open(self))
+        assert self.index is not None  # noqa: S101 - just set
+        return self.index
+
+    async def heal(self, index: LayerIndex, error: BlockgateError) -> LayerIndex:
+        """Something to read by after ``index`` met ``error``. Raises as ``Keeper.heal``."""
+        async with self._changing:
+            if self.index is index:
+                self._use(await self._keeper.heal(self, index, error))
+        return await self.open()
 
     def note(self, error: BlockgateError | None) -> None:
-        """Remember how the last fetch from the source ended, and tell whoever wants to know when its kind changes."""
-        changed = type(error) is not type(self.error)
-        self.error = error
-        if changed:
-            self.on_health(error)
+        """Remember how the last fetch ended."""
+        if error is not None or self.error is not None:
+            self.error, self.error_at = error, time.monotonic()
 
+    @property
+    def trouble(self) -> BlockgateError | None:
+        """Why its bytes cannot be had now, as far as is known: a fault that may have passed is believed for a minute."""
+        if self.error is not None and self.error.retryable:
+            return self.error if time.monotonic() - self.error_at < _BELIEVED_SECONDS else None
+        return self.error
 
-def _ignore(_error: BlockgateError | None) -> None:
-    return None
+    def _use(self, index: LayerIndex) -> None:
+        self.index = index
+        if len(self.reads) != index.table.count:
+            self.reads = array("Q", bytes(8 * index.table.count))

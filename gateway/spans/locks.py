@@ -19,25 +19,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from gateway.spans.memory import SpanKey
+from gateway.layers.key import SpanKey
 
 # struct flock of 64-bit Linux: l_type, l_whence, padding, l_start, l_len, l_pid (must be 0), padding.
 _FLOCK = struct.Struct("hh4xqqi4x")
 _FIRST_WAIT_SECONDS = 0.001
 _LONGEST_WAIT_SECONDS = 0.02
-
-
-class NoLocks:
-    """For a gateway of one process, whose data folder no other one uses: there is nobody to exclude."""
-
-    def close(self) -> None:
-        """Nothing to release."""
-
-    @asynccontextmanager
-    async def hold(self, key: SpanKey) -> AsyncIterator[bool]:
-        """Yields that nobody had it first."""
-        del key
-        yield False
 
 
 class SpanLocks:
@@ -53,7 +40,7 @@ class SpanLocks:
     @asynccontextmanager
     async def hold(self, key: SpanKey) -> AsyncIterator[bool]:
         """Hold the key's lock; yields whether another process had it first (so that its result may be there)."""
-        name = f"{key.blob} {key.index_id} {key.span}".encode()
+        name = f"{key.blob} {key.cut} {key.span}".encode()
         # Two keys that share a byte wait for each other needlessly once in 2**62: harmless.
         start = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") >> 2
         waited = False

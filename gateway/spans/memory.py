@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 from blockgate.reader import Bytes
-
-
-class SpanKey(NamedTuple):
-    """What a span is cached under: content and the way it was cut, never a URL or a tag."""
-
-    blob: str
-    index_id: str
-    span: int
+from gateway.layers.key import LayerKey, SpanKey
+from gateway.spans.tier import Origin
 
 
 class MemoryTier:
-    """Spans in memory; not thread-safe, it lives on the event loop.
+    """A ``Tier`` of one process; not thread-safe, it lives on the event loop.
 
     When more than ``high_bytes`` are held, the least recently used are dropped until ``low_bytes`` are left.
     """
+
+    origin = Origin.MEMORY
 
     def __init__(self, high_bytes: int, low_bytes: int | None = None) -> None:
         self.high_bytes = high_bytes
@@ -37,15 +33,15 @@ class MemoryTier:
     def __contains__(self, key: SpanKey) -> bool:
         return key in self._spans
 
-    def get(self, key: SpanKey) -> Bytes | None:
+    def peek(self, key: SpanKey) -> Bytes | None:
         """The span, which becomes the most recently used."""
         data = self._spans.get(key)
         if data is not None:
             self._spans.move_to_end(key)
         return data
 
-    def put(self, key: SpanKey, data: Bytes) -> None:
-        """Hold a verified span; one that exceeds the whole budget is not held."""
+    def keep(self, key: SpanKey, data: Bytes) -> None:
+        """Hold a span; one that exceeds the whole budget is not held."""
         if len(data) > self.high_bytes:
             return
         previous = self._spans.pop(key, None)
@@ -58,18 +54,35 @@ class MemoryTier:
                 self.evicted += 1
                 self.on_evict(evicted)
 
-    def drop(self, blob: str | None = None, index_id: str | None = None) -> int:
-        """Forget all spans, or those of one blob (and one index of it). Returns the bytes freed."""
-        before = self.used_bytes
-        for key in list(self._spans):
-            if (blob is None or key.blob == blob) and (index_id is None or key.index_id == index_id):
-                self.used_bytes -= len(self._spans.pop(key))
-                self.on_evict(key)
-        return before - self.used_bytes
+    async def get(self, key: SpanKey, sha256: bytes) -> Bytes | None:
+        """As ``peek``: what is in memory was verified when it came."""
+        del sha256
+        return self.peek(key)
 
-    def spans_of(self, blob: str, index_id: str) -> set[int]:
-        """Numbers of the spans of one layer index that are held."""
-        return {key.span for key in self._spans if key.blob == blob and key.index_id == index_id}
+    async def put(self, key: SpanKey, data: Bytes, sha256: bytes) -> None:
+        """As ``keep``."""
+        del sha256
+        self.keep(key, data)
+
+    async def drop(self) -> int:
+        """Forget all spans."""
+        freed = self.used_bytes
+        spans, self._spans = self._spans, OrderedDict()
+        self.used_bytes = 0
+        for key in spans:
+            self.on_evict(key)
+        return freed
+
+    @asynccontextmanager
+    async def alone(self, key: SpanKey) -> AsyncIterator[bool]:
+        """Nobody shares this process' memory."""
+        del key
+        yield False
+
+    def held(self, layer: LayerKey) -> set[int]:
+        """Numbers of the spans that are held."""
+        blob, cut = layer
+        return {key.span for key in self._spans if key.cut == cut and key.blob == blob}
 
 
 def _ignore(_key: SpanKey) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from gateway.spans.index import LayerIndex
+from gateway.layers.index import LayerIndex
 from tests.support.faultregistry import FaultRegistry
 from tests.support.gateway import Gateway
 from tests.support.threadedregistry import ThreadedRegistry

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from gateway.gzran.zinfo import HEADER_BYTES, RECORD_BYTES, WINDOW_BYTES
-from gateway.spans.index import CHECKPOINTS, SPANS
-from gateway.spans.table import SpanTable
+from gateway.layers.index import CHECKPOINTS, SPANS
+from gateway.layers.table import SpanTable
 from tests.acceptance.conftest import Figure
 from tests.support.gateway import Document, Gateway
 from tests.support.gzips import member

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from gateway.spans.index import SPANS
-from gateway.spans.table import SpanTable
+from gateway.layers.index import SPANS
+from gateway.layers.table import SpanTable
 from tests.acceptance.conftest import Figure
 from tests.support import faultregistry
 from tests.support.faultregistry import Fault, FaultRegistry, Reply, Request, StoredBlob

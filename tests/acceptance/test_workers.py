@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from gateway.spans.index import SPANS
-from gateway.spans.table import SpanTable
+from gateway.layers.index import SPANS
+from gateway.layers.table import SpanTable
 from tests.acceptance.conftest import Figure
 from tests.support.faultregistry import FaultRegistry, StoredBlob
 from tests.support.gateway import Gateway

@@ -5,8 +5,8 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-
 from gateway.devices.catalog import Catalog, Generation
+
 from tests.support.inprocess import empty_catalog, quiet_logs
 
 

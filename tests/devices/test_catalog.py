@@ -10,13 +10,13 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-
 from gateway.devices.catalog import Catalog, Generation, migrate, open_engine
-from gateway.devices.records import Failure, ImageFacts, Progress
-from gateway.devices.segments import Segment
-from gateway.devices.spec import DeviceSpec
+
 from gateway.devices.tables import metadata
 from gateway.errors import DeviceExists, DeviceNotFound, StorageError
+from gateway.recipes.records import Failure, ImageFacts, Progress
+from gateway.recipes.segments import Segment
+from gateway.recipes.spec import DeviceSpec
 
 SPEC = DeviceSpec.model_validate({"source": {"image": "oci:/x"}, "layer": {"index": 0}})
 OTHER = DeviceSpec.model_validate({"source": {"image": "oci:/y"}})

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.devices.device import Device
-from gateway.devices.segments import Piece, Segment, concatenate
 from gateway.errors import BlobNotFound, RangeNotSatisfiable, RegistryTimeout
+from gateway.recipes.segments import Piece, Segment, concatenate
 from gateway.spans.disk import DiskTier
 from gateway.spans.locks import SpanLocks
 from gateway.spans.memory import MemoryTier

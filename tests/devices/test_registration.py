@@ -15,10 +15,10 @@ from gateway.artifacts import Artifacts
 from gateway.devices import registration
 from gateway.devices.registration import Registrar
 from gateway.devices.shelf import Shelf
-from gateway.devices.spec import DeviceSpec
 from gateway.ingest import folder as folder_module
-from gateway.ingest.folder import LayerFolders
 from gateway.ingest.ingest import Ingest
+from gateway.layers.folder import LayerFolders
+from gateway.recipes.spec import DeviceSpec
 from gateway.registry.source import Descriptor, Image, Layer
 from gateway.spans.disk import DiskTier
 from gateway.spans.locks import SpanLocks

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.devices.segments import (
+from gateway.errors import InvalidMetadata
+from gateway.recipes.segments import (
     BLOCK_BYTES,
     Piece,
     Segment,
@@ -20,7 +21,6 @@ from gateway.devices.segments import (
     to_json,
     total,
 )
-from gateway.errors import InvalidMetadata
 
 KINDS = ["gzip", "tar", "raw", "metadata"]
 PIECES = st.builds(

@@ -12,9 +12,9 @@ import pytest
 
 from gateway.errors import StorageError
 from gateway.gzran.zinfo import Checkpoint
-from gateway.ingest.folder import LayerFolders, spans_digest
-from gateway.spans.index import SPANS, LayerFacts, LayerIndex
-from gateway.spans.table import Span, SpanTable
+from gateway.layers.folder import LayerFolders, spans_digest
+from gateway.layers.index import SPANS, LayerFacts, LayerIndex
+from gateway.layers.table import Span, SpanTable
 
 BLOB = "sha256:" + "ab" * 32
 TABLE = SpanTable.of([Span(10, 20, 0, 100, 0, b"i" * 32, b"o" * 32)])
@@ -78,7 +78,7 @@ def test_a_damaged_folder_is_replaced(folders):
 
 def test_a_process_that_is_killed_leaves_nothing_that_counts_and_is_swept_up_after(folders):
     script = (
-        "import os, sys, signal\nfrom pathlib import Path\nfrom gateway.ingest.folder import LayerFolders\n"
+        "import os, sys, signal\nfrom pathlib import Path\nfrom gateway.layers.folder import LayerFolders\n"
         f"folder = LayerFolders(Path(sys.argv[1])).begin({BLOB!r}, 'gzip-65536-v1').__enter__()\n"
         "folder.begin_checkpoints(65536)\nos.kill(os.getpid(), signal.SIGKILL)\n"
     )

@@ -18,11 +18,11 @@ from gateway.errors import (
 )
 from gateway.ingest import metadata
 from gateway.ingest.decompress import decompressed
-from gateway.ingest.folder import LayerFolders
 from gateway.ingest.ingest import Ingest
 from gateway.ingest.layer_pass import LayerPass, Promise
 from gateway.ingest.metadata import build_file, build_in_process
-from gateway.spans.index import SPANS, TOC
+from gateway.layers.folder import LayerFolders
+from gateway.layers.index import SPANS, TOC
 from tests.support import gzips
 from tests.support.layers import MemoryBlob, content, failure, index_blob, sha256, tar_of
 

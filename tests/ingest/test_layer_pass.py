@@ -7,15 +7,15 @@ import json
 import threading
 
 import pytest
+from gateway.spans.decode import decode
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.erofs.toc import read_toc
 from gateway.errors import BlobMismatch, CorruptStream, DiffIdMismatch, InvalidZinfo
-from gateway.ingest.folder import LayerFolders
 from gateway.ingest.layer_pass import LayerPass, Promise
-from gateway.spans.decode import decode
-from gateway.spans.index import CHECKPOINTS, TOC, LayerIndex
+from gateway.layers.folder import LayerFolders
+from gateway.layers.index import CHECKPOINTS, TOC, LayerIndex
 from tests.support import gzips
 from tests.support.layers import content, feed, index_blob, sha256, tar_of
 from tests.support.zinfo_tables import build as build_table

@@ -5,9 +5,9 @@ from array import array
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.devices.segments import Segment
+from gateway.layers.table import UNKNOWN, Span, SpanTable
 from gateway.observe.spanmap import MAX_CELLS, Held, LayerSpans, cells, dump, load
-from gateway.spans.table import UNKNOWN, Span, SpanTable
+from gateway.recipes.segments import Segment
 
 
 def table_of(lengths):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from gateway.spans.decode import check_chain, decode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import ChainMismatch, CorruptStream, IndexDamaged, IntegrityError, SpanMismatch
 from gateway.gzran.zinfo import WINDOW_BYTES
-from gateway.spans.decode import check_chain, decode
-from gateway.spans.table import UNKNOWN
+from gateway.layers.table import UNKNOWN
 from tests.support import gzips
 from tests.support.layers import content, index_blob
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.errors import IndexDamaged, StorageError
-from gateway.spans.index import CHECKPOINTS, FACTS, SPANS, LayerIndex, index_id
+from gateway.layers.index import CHECKPOINTS, FACTS, SPANS, LayerIndex, index_id
 from tests.support import gzips
 from tests.support.layers import content, index_blob
 

@@ -25,12 +25,12 @@ from gateway.errors import (
     RegistryUnreachable,
     SpanMismatch,
 )
+from gateway.layers.table import UNKNOWN, SpanTable
 from gateway.spans import disk
 from gateway.spans.disk import DiskTier
 from gateway.spans.locks import SpanLocks
 from gateway.spans.memory import MemoryTier
 from gateway.spans.store import Origin, SpanStore
-from gateway.spans.table import UNKNOWN, SpanTable
 from tests.support import gzip_streams, gzips
 from tests.support.layers import MemoryBlob, content, failure, index_blob, layer_of
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.spans.table import RECORD, UNKNOWN, Span, SpanTable
+from gateway.layers.table import RECORD, UNKNOWN, Span, SpanTable
 
 DIGESTS = st.binary(min_size=32, max_size=32)
 

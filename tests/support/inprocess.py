@@ -24,6 +24,7 @@ from fastapi import FastAPI
 
 from gateway.api.app import create_app
 from gateway.config import Settings
+from gateway.datafolder import DataFolder
 from gateway.registry import transport
 from gateway.services import Services, prepared
 from tests.support import gzips
@@ -97,8 +98,10 @@ class Gateway:
         return await self.client.put(f"/v1/devices/{name}", json=self.body(tag, **fields))
 
     async def settle(self) -> None:
-        """Wait for all registrations and for what the shelf does behind them."""
-        tasks = [*self.services.registrar._tasks.values(), *self.services.shelf._tasks]
+        """Wait for all registrations and restorations, and for what the shelf does behind them."""
+        registrar = self.services.registrar
+        restorations = [each.task for each in registrar._restorations.values()]
+        tasks = [*registrar._tasks.values(), *restorations, *self.services.shelf._tasks]
         if tasks:
             _, pending = await asyncio.wait(tasks, timeout=60)
             assert not pending
@@ -118,12 +121,12 @@ class Gateway:
 
 
 @functools.cache
-def empty_catalog() -> bytes:
-    """A migrated, empty catalog: making one takes longer than most tests."""
+def empty_folder() -> dict[str, bytes]:
+    """Files of a data folder with a migrated, empty catalog: making one takes longer than most tests."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = Settings(data_dir=Path(folder))
-        with prepared(settings):
-            return (settings.data_dir / "catalog.sqlite").read_bytes()
+        data = DataFolder(Path(folder))
+        with prepared(Settings(data_dir=data.root)):
+            return {path.name: path.read_bytes() for path in (data.version, data.catalog)}
 
 
 @functools.cache
@@ -137,7 +140,8 @@ async def running(folder: Path, images: Path, **settings: Any) -> AsyncIterator[
     made = Settings(data_dir=folder / "data", oci_roots=(images.parent,), auth_files=(), **settings)
     if not made.data_dir.exists():
         made.data_dir.mkdir(parents=True)
-        (made.data_dir / "catalog.sqlite").write_bytes(empty_catalog())
+        for name, content in empty_folder().items():
+            (made.data_dir / name).write_bytes(content)
     app = create_app(made)
     tls = _tls()
     with prepared(made), pytest.MonkeyPatch.context() as patch:

@@ -13,11 +13,16 @@ from pathlib import Path
 
 from gateway.errors import BlockgateError
 from gateway.gzran.zinfo import ZinfoTable
-from gateway.ingest.folder import LayerFolders
-from gateway.ingest.layer_pass import LayerPass, Promise
-from gateway.spans.index import Kind, LayerIndex, index_id
-from gateway.spans.layer import SpanLayer
+from gateway.ingest.layer_pass import Cutting, LayerPass, Promise
+from gateway.layers.codec import Codec
+from gateway.layers.folder import FolderStore
+from gateway.layers.index import LayerIndex
+from gateway.layers.key import LayerKey, cut_name
+from gateway.layers.proof import Chained, Proven
+from gateway.spans.layer import Keeper, Layer
 from gateway.spans.memory import MemoryTier
+from gateway.spans.store import SpanStore
+from gateway.spans.tier import Origin
 
 
 def sha256(data: bytes) -> str:
@@ -113,10 +118,10 @@ def feed(work: LayerPass, blob: bytes, chunk: int = 1 << 16) -> None:
         work.feed(blob[at : at + chunk])
 
 
-def index_blob(
+async def index_blob(
     folder: Path,
     blob: bytes,
-    kind: Kind,
+    codec: Codec,
     *,
     span_size: int = 65536,
     chunk: int = 1 << 16,
@@ -124,39 +129,59 @@ def index_blob(
     supplied: ZinfoTable | None = None,
     supplied_digest: str | None = None,
 ) -> LayerIndex:
-    """Index a blob by a real pass."""
-    folders = LayerFolders(folder)
-    name = index_id(kind, span_size, supplied_digest)
-    with folders.begin(sha256(blob), name) as writer:
-        promise = Promise(sha256(blob), len(blob), diff_id)
-        work = LayerPass(promise, kind, span_size, writer, supplied=supplied, supplied_digest=supplied_digest)
+    """Index a blob by a real pass, in ``folder``."""
+    scratch = folder / "tmp"
+    scratch.mkdir(parents=True, exist_ok=True)
+    store = FolderStore(folder / "layers", scratch)
+    key = LayerKey(sha256(blob), cut_name(codec.name, span_size, supplied_digest))
+    cutting = Cutting(codec, key.cut, span_size, supplied, supplied_digest)
+    async with store.draft(key) as draft:
+        work = LayerPass(Promise(key.blob, len(blob), diff_id), cutting, draft)
         try:
             feed(work, blob, chunk)
             work.finish()
         finally:
             work.close()
-    index = LayerIndex.open(folders.path(sha256(blob), name))
-    assert index is not None
-    return index
+        row = await draft.publish()
+    return await store.open(key, row)
+
+
+class StillKeeper:
+    """Gives out one index; nothing that is lost can be made again."""
+
+    def __init__(self, index: LayerIndex) -> None:
+        self.index = index
+        self.met: list[BlockgateError] = []
+
+    async def open(self, layer: Layer) -> LayerIndex:
+        return self.index
+
+    async def heal(self, layer: Layer, index: LayerIndex, error: BlockgateError) -> LayerIndex:
+        self.met.append(error)
+        raise error
 
 
 def layer_of(
     index: LayerIndex,
     source: MemoryBlob,
+    store: SpanStore,
     *,
     local: bool = False,
-    provisional_memory: MemoryTier | None = None,
-) -> SpanLayer:
-    """What the span store reads."""
-    return SpanLayer(
-        index.facts.blob,
-        index.index_id,
-        index.table,
-        index.windows,
+    proven: bool = True,
+    keeper: Keeper | None = None,
+) -> Layer:
+    """An open layer that ``store`` reads, as the shelf makes them."""
+    layer = Layer(
+        index.key,
         source,
-        local=local,
-        provisional_memory=provisional_memory,
+        Origin.LOCAL if local else Origin.UPSTREAM,
+        Proven() if proven else Chained(f"layer {index.key.blob[:19]}…"),
+        store.memory if proven else MemoryTier(64 << 20),
+        store.shared if proven and not local else (),
+        keeper or StillKeeper(index),
     )
+    layer._use(index)
+    return layer
 
 
 def failure(kind: type[BlockgateError], text: str = "as the test wants it") -> BlockgateError:

@@ -1,4 +1,4 @@
-"""The table of contents of a layer, written while its bytes come by."""
+"""The contents of a layer: a tar's table of contents, written while its bytes come by."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gateway.erofs.toc import TocWriter
 from gateway.errors import InvalidLayer
 
 
-class Contents:
+class Walk:
     """Walks a tar and writes what it finds to ``path``.
 
     A layer that is no tar, or holds an entry that is refused, can still be served as bytes: the walk ends there, the file is

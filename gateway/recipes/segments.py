@@ -1,7 +1,12 @@
 """The address space of a device as a list of segments. PURE.
 
 A segment is a run of device bytes that comes from one place: EROFS metadata, the decoded bytes of a layer, a blob as it
-is, or zeros. Segments are contiguous from 0 to the device's size, a multiple of 512.
+is, or zeros. Segments are contiguous from 0 to the device's size.
+
+Layout version 2: the metadata and each layer begin at a multiple of 4096 bytes and are padded with zeros to one, so
+that each 4 KiB block of the device belongs to one of them (its hash-tree leaf is then a fact of the layer). Two
+exceptions: a single layer that is served as bytes has its exact length, and supplied metadata with a device table
+says itself where layers lie.
 """
 
 from __future__ import annotations
@@ -10,13 +15,15 @@ import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
+from gateway.erofs.ondisk import ALIGN_BYTES
 from gateway.errors import InvalidMetadata
 
 BLOCK_BYTES = 512
-LAYOUT_VERSION = 1
+"""What a device's block device counts in; EROFS blocks are as long."""
+LAYOUT_VERSION = 2
 
 SegmentKind = Literal["metadata", "gzip", "tar", "raw", "zero"]
 
@@ -25,7 +32,7 @@ SegmentKind = Literal["metadata", "gzip", "tar", "raw", "zero"]
 class Segment:
     """``[offset, offset + length)`` of the device; it shows its source's first ``length`` bytes.
 
-    ``digest`` names the content (the blob as it lies in its source, or the metadata), ``index_id`` the way that it is cut
+    ``digest`` names the content (the blob as it lies in its source, or the metadata), ``cut`` the way that it is cut
     into spans. Zeros have neither.
     """
 
@@ -33,7 +40,7 @@ class Segment:
     offset: int
     length: int
     digest: str | None = None
-    index_id: str | None = None
+    cut: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +50,7 @@ class Piece:
     kind: SegmentKind
     size: int
     digest: str
-    index_id: str
+    cut: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +61,23 @@ class Slot:
     length: int
 
 
-def padded(size: int) -> int:
-    """``size`` rounded up to whole blocks."""
-    return -(-size // BLOCK_BYTES) * BLOCK_BYTES
+def padded(size: int, unit: int = ALIGN_BYTES) -> int:
+    """``size`` rounded up to a multiple of ``unit``."""
+    return -(-size // unit) * unit
+
+
+def bare(piece: Piece) -> list[Segment]:
+    """One layer as bytes: nothing in front, nothing behind."""
+    return [Segment(piece.kind, 0, piece.size, piece.digest, piece.cut)] if piece.size else []
 
 
 def concatenate(pieces: Iterable[Piece]) -> list[Segment]:
-    """Pieces one behind the other, each padded to whole blocks."""
+    """Pieces one behind the other, each padded."""
     segments: list[Segment] = []
     offset = 0
     for piece in pieces:
         if piece.size:
-            segments.append(Segment(piece.kind, offset, piece.size, piece.digest, piece.index_id))
+            segments.append(Segment(piece.kind, offset, piece.size, piece.digest, piece.cut))
         offset += piece.size
         if padded(offset) > offset:
             segments.append(Segment("zero", offset, padded(offset) - offset))
@@ -81,7 +93,7 @@ def place(metadata: Piece, slots: Sequence[Slot], layers: Sequence[Piece]) -> li
     """
     if len(slots) != len(layers):
         raise InvalidMetadata(f"the metadata's device table has {len(slots)} slots for {len(layers)} layers")
-    segments = [Segment(metadata.kind, 0, metadata.size, metadata.digest, metadata.index_id)]
+    segments = [Segment(metadata.kind, 0, metadata.size, metadata.digest, metadata.cut)]
     end = metadata.size
     order = sorted(range(len(slots)), key=lambda i: slots[i].offset)
     for i in order:
@@ -92,7 +104,7 @@ def place(metadata: Piece, slots: Sequence[Slot], layers: Sequence[Piece]) -> li
             raise InvalidMetadata(
                 f"slot {i} of the device table begins at byte {slot.offset}, inside of what is before it"
             )
-        if slot.length > padded(layer.size):
+        if slot.length > padded(layer.size, BLOCK_BYTES):
             raise InvalidMetadata(
                 f"slot {i} of the device table is {slot.length} bytes long, its layer has only {layer.size}: "
                 "the metadata is of another layer"
@@ -101,7 +113,7 @@ def place(metadata: Piece, slots: Sequence[Slot], layers: Sequence[Piece]) -> li
             segments.append(Segment("zero", end, slot.offset - end))
         length = min(slot.length, layer.size)
         if length:
-            segments.append(Segment(layer.kind, slot.offset, length, layer.digest, layer.index_id))
+            segments.append(Segment(layer.kind, slot.offset, length, layer.digest, layer.cut))
         end = slot.offset + length
     if padded(end) > end:
         segments.append(Segment("zero", end, padded(end) - end))
@@ -121,16 +133,6 @@ def identity(segments: Sequence[Segment]) -> str:
     content = [(s.kind, s.offset, s.length, s.digest) for s in segments]
     text = json.dumps([LAYOUT_VERSION, content], separators=(",", ":"))
     return f'"{hashlib.sha256(text.encode()).hexdigest()[:40]}"'
-
-
-def to_json(segments: Sequence[Segment]) -> list[dict[str, Any]]:
-    """For the catalog."""
-    return [asdict(segment) for segment in segments]
-
-
-def from_json(rows: Iterable[dict[str, Any]]) -> list[Segment]:
-    """From the catalog."""
-    return [Segment(**row) for row in rows]
 
 
 class SegmentMap:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from blockgate.digests import DIGEST
+from blockgate.names import is_device_name
 from gateway.errors import InvalidRequest
-
-DEVICE_NAME = r"^[a-z0-9][a-z0-9._-]{0,127}$"
-DIGEST = r"^sha256:[0-9a-f]{64}$"
 
 Layout = Literal["filesystem", "tar", "raw"]
 Verify = Literal["before", "background"]
 Digest = Annotated[str, StringConstraints(pattern=DIGEST)]
-
-_NAME = re.compile(DEVICE_NAME)
 
 
 class _Strict(BaseModel):
@@ -83,7 +79,7 @@ class DeviceSpec(_Strict):
 
 def check_name(name: str) -> str:
     """Return a device's name; raises ``InvalidRequest`` for one that is none."""
-    if not _NAME.match(name) or name.endswith("\n"):
+    if not is_device_name(name):
         raise InvalidRequest(
             f"{name[:140]!r} is no device name: 1 to 128 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit"
         )

@@ -1,7 +1,7 @@
 """A fault that can pass makes no device ``failed``: it waits, says so, and is ready afterwards untouched by hand."""
 
 import contextlib
-import datetime
+import datetime as dt
 import os
 import subprocess
 from collections.abc import Iterator
@@ -62,7 +62,7 @@ def test_a_registry_that_is_down_delays_a_registration_which_says_what_it_waits_
     assert progress["error"]["code"] == "registry_unreachable"
     assert progress["error"]["detail"]
     assert progress["attempt"] >= 1
-    assert datetime.datetime.fromisoformat(progress["retry_at"]).tzinfo is not None
+    assert dt.datetime.fromisoformat(progress["retry_at"]).tzinfo is not None
     gateway.restart()
     assert waiting(gateway, "app")["error"]["code"] == "registry_unreachable"
     registry.heal()

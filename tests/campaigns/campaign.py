@@ -3,12 +3,15 @@
 import argparse
 import os
 import random
+import sqlite3
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import httpx
 
 from tests.support.faultregistry import FaultRegistry
 from tests.support.gateway import Gateway
@@ -37,7 +40,7 @@ class Table:
         self.rows[what] += 1
         try:
             yield
-        except (AssertionError, OSError, RuntimeError, LookupError) as error:
+        except (AssertionError, OSError, RuntimeError, LookupError, httpx.HTTPError, sqlite3.Error) as error:
             self.problems.append(f"{what}: {type(error).__name__}: {str(error)[:400]}")
 
 

@@ -8,7 +8,18 @@ from pathlib import Path
 from tests.campaigns.campaign import Table, main
 from tests.support.faultregistry import FaultRegistry
 from tests.support.gateway import Gateway
-from tests.support.life import SETTINGS, content, cut_short, flip, heals, put_image, registered, stays_ready
+from tests.support.gzips import member
+from tests.support.life import (
+    SETTINGS,
+    Seen,
+    content,
+    cut_short,
+    flip,
+    heals,
+    put_image,
+    registered,
+    stays_ready,
+)
 
 
 def replaced_by_a_folder(path: Path) -> None:
@@ -30,8 +41,13 @@ _FOLDERS = ("layers", "artifacts", "cache")
 def campaign(folder: Path, registry: FaultRegistry, chance: random.Random, table: Table, size: int) -> None:
     """At most ``size`` cases of file, way and moment; then everything but the catalog is taken away."""
     image = put_image(registry, "team/app", [{f"f{n}": content(200_000, n)} for n in range(3)])
-    with Gateway(folder / "gateway", settings=SETTINGS) as gateway:
+    # Without a memory every read has to do with the files.
+    with Gateway(folder / "gateway", settings=SETTINGS | {"memory_cache": 0}) as gateway:
         devices = [registered(gateway, name, image) for name in ("one", "two")]
+        raw = gateway.register("raw", image.spec(layout="raw", layer={"index": 2}))
+        answer = gateway.http.get("/v1/devices/raw/data")
+        assert answer.content.startswith(member(image.tars[2])), raw
+        devices.append(Seen("raw", answer.headers["etag"], answer.content, raw))
 
         def files() -> list[Path]:
             found = [
@@ -49,11 +65,12 @@ def campaign(folder: Path, registry: FaultRegistry, chance: random.Random, table
                 WAYS[way](path)
                 if not live:
                     gateway.start()
+                if "cache" not in path.parts:
+                    gateway.drop_caches()
                 try:
                     for kept in devices:
                         heals(gateway, kept)
                 except AssertionError as error:
-                    error.add_note(case)
                     raise AssertionError(f"{case}: {error}") from error
             if gateway.running.returncode is not None:
                 gateway.start()

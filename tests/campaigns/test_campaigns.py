@@ -3,13 +3,15 @@
 import contextlib
 import os
 import sqlite3
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.campaigns import damage, descriptors, kill, outage
 from tests.campaigns.campaign import FULL, Campaign, conduct
-from tests.support.gateway import cli
+from tests.support.processes import Process, free_port, http_answers, wait_until
 
 SIZES = {
     "descriptors": (descriptors.campaign, 30, 1100),
@@ -29,28 +31,48 @@ def test_a_campaign_ends_without_a_problem(name: str, tmp_path: Path) -> None:
     assert not table.problems, f"\n{table}"
 
 
-def test_a_data_folder_of_version_0_1_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
-    """Such a folder has no VERSION; its catalog has the table ``devices`` with these columns."""
-    data = tmp_path / "data"
-    (data / "layers/ab").mkdir(parents=True)
-    (data / "layers/ab/index.json").write_text("{}")
+def imitated(data: Path) -> None:
+    """What version 0.1 leaves, made by hand: no VERSION, a catalog of its schema, a layer's folder."""
+    (data / "layers/ab/gzip-1048576-v1").mkdir(parents=True)
+    (data / "layers/ab/gzip-1048576-v1/index.json").write_text("{}")
     with contextlib.closing(sqlite3.connect(data / "catalog.sqlite")) as catalog, catalog:
         catalog.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
         catalog.execute("INSERT INTO alembic_version VALUES ('0001')")
         catalog.execute("CREATE TABLE devices (name VARCHAR(128) PRIMARY KEY, uid VARCHAR(32), spec JSON)")
+
+
+def made_by(checkout: str) -> Callable[[Path], None]:
+    """What version 0.1 leaves, made by a checkout of it."""
+
+    def make(data: Path) -> None:
+        port = free_port()
+        argv = [sys.executable, "-m", "gateway", "serve", "--data-dir", data, "--port", str(port)]
+        ready = http_answers(f"http://127.0.0.1:{port}/readyz")
+        log = data.parent / "old.log"
+        # The folder that a module is run from is where it is looked for first.
+        with Process(argv, log=log, ready=ready, cwd=Path(checkout), start_seconds=60) as old:
+            assert old.stop() == 0, old.output
+
+    return make
+
+
+OLD = {"by hand": imitated}
+if "BLOCKGATE_0_1_CHECKOUT" in os.environ:
+    OLD["by version 0.1"] = made_by(os.environ["BLOCKGATE_0_1_CHECKOUT"])
+
+
+@pytest.mark.parametrize("make", OLD)
+def test_a_data_folder_of_version_0_1_is_refused_and_left_as_it_is(make: str, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    OLD[make](data)
     before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
-    # A port that cannot be bound ends a program that does not refuse the folder.
-    ended = cli(
-        "serve",
-        "--data-dir",
-        data,
-        "--port",
-        "1",
-        "--host",
-        "192.0.2.1",
-        env={"BLOCKGATE_ALLOW_ANONYMOUS": "true"},
-    )
-    assert ended.returncode not in (0, None)
-    assert "0.1" in ended.stdout + ended.stderr, ended.stderr[-500:]
-    assert "data folder" in ended.stdout + ended.stderr
+    port = free_port()
+    argv = [sys.executable, "-m", "gateway", "serve", "--data-dir", data, "--port", str(port)]
+    serves = http_answers(f"http://127.0.0.1:{port}/readyz")
+    with Process(argv, log=tmp_path / "log", cwd=Path(__file__).parents[2]) as new:
+        wait_until(lambda: new.returncode is not None or serves(), what="an end", seconds=60)
+        assert new.returncode is not None, "a folder of version 0.1 is served"
+    assert new.returncode != 0
+    assert "0.1" in new.output
+    assert "Traceback" not in new.output
     assert {path: path.read_bytes() for path in data.rglob("*") if path.is_file()} == before

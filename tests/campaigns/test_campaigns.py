@@ -57,8 +57,8 @@ def made_by(checkout: str) -> Callable[[Path], None]:
 
 
 OLD = {"by hand": imitated}
-if "BLOCKGATE_0_1_CHECKOUT" in os.environ:
-    OLD["by version 0.1"] = made_by(os.environ["BLOCKGATE_0_1_CHECKOUT"])
+if "CHECKOUT_OF_0_1" in os.environ:
+    OLD["by version 0.1"] = made_by(os.environ["CHECKOUT_OF_0_1"])
 
 
 @pytest.mark.parametrize("make", OLD)

@@ -43,6 +43,7 @@ class Gateway:
         env: other variables.
         data_dir: where the data goes instead.
         start_seconds: for each start.
+        wrapper: a command that runs the gateway in its place by ``exec``, as ``prlimit --nofile=64`` does.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Gateway:
         env: Mapping[str, str] | None = None,
         data_dir: Path | None = None,
         start_seconds: float = 60,
+        wrapper: Sequence[str] = (),
     ) -> None:
         self.folder = folder
         self.data_dir = data_dir or folder / "data"
@@ -69,6 +71,7 @@ class Gateway:
         self._process: Process | None = None
         self._starts = 0
         self._start_seconds = start_seconds
+        self._wrapper = list(wrapper)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "home").mkdir(exist_ok=True)
 
@@ -100,7 +103,7 @@ class Gateway:
         home = str(self.folder / "home")
         env = {"HOME": home, "XDG_CONFIG_HOME": home, "XDG_DATA_HOME": home, "XDG_RUNTIME_DIR": home}
         env |= {f"BLOCKGATE_{name.upper()}": _text(value) for name, value in self.settings.items()}
-        argv = [sys.executable, "-m", "gateway", "serve", "--port", str(self.port)]
+        argv = [*self._wrapper, sys.executable, "-m", "gateway", "serve", "--port", str(self.port)]
         self._process = Process(
             [*argv, "--data-dir", str(self.data_dir), *self._arguments],
             log=self.folder / f"log.{self._starts:03}",

@@ -1,0 +1,89 @@
+"""Each file of a data folder is damaged in each way, while the gateway runs and while it is stopped."""
+
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.campaigns.campaign import Table, main
+from tests.support.faultregistry import FaultRegistry
+from tests.support.gateway import Gateway
+from tests.support.gzips import member
+from tests.support.life import (
+    SETTINGS,
+    Seen,
+    content,
+    cut_short,
+    flip,
+    heals,
+    put_image,
+    registered,
+    stays_ready,
+)
+
+
+def replaced_by_a_folder(path: Path) -> None:
+    """A file that cannot be read even by root."""
+    path.unlink()
+    path.mkdir()
+
+
+WAYS: dict[str, Callable[[Path], None]] = {
+    "flipped bit": flip,
+    "cut short": cut_short,
+    "removed": Path.unlink,
+    "unreadable": replaced_by_a_folder,
+}
+_SPARED = ("catalog.sqlite", "VERSION", "credentials.json")
+_FOLDERS = ("layers", "artifacts", "cache")
+
+
+def campaign(folder: Path, registry: FaultRegistry, chance: random.Random, table: Table, size: int) -> None:
+    """At most ``size`` cases of file, way and moment; then everything but the catalog is taken away."""
+    image = put_image(registry, "team/app", [{f"f{n}": content(200_000, n)} for n in range(3)])
+    # Without a memory every read has to do with the files.
+    with Gateway(folder / "gateway", settings=SETTINGS | {"memory_cache": 0}) as gateway:
+        devices = [registered(gateway, name, image) for name in ("one", "two")]
+        raw = gateway.register("raw", image.spec(layout="raw", layer={"index": 2}))
+        answer = gateway.http.get("/v1/devices/raw/data")
+        assert answer.content.startswith(member(image.tars[2])), raw
+        devices.append(Seen("raw", answer.headers["etag"], answer.content, raw))
+
+        def files() -> list[Path]:
+            found = [
+                p for name in _FOLDERS for p in sorted((gateway.data_dir / name).rglob("*")) if p.is_file()
+            ]
+            return [path for path in found if not path.name.endswith(".tmp") and path.stat().st_size]
+
+        cases = [(n, way, live) for n in range(len(files())) for way in WAYS for live in (True, False)]
+        for number, way, live in chance.sample(cases, min(size, len(cases))):
+            path = files()[number % len(files())]
+            case = f"{way}, {'running' if live else 'stopped'}: {path.parent.parts[-1][:12]}/{path.name[:20]}"
+            with table.step(f"{way}, {'running' if live else 'stopped'}"):
+                if not live:
+                    gateway.stop()
+                WAYS[way](path)
+                if not live:
+                    gateway.start()
+                if "cache" not in path.parts:
+                    gateway.drop_caches()
+                try:
+                    for kept in devices:
+                        heals(gateway, kept)
+                except AssertionError as error:
+                    raise AssertionError(f"{case}: {error}") from error
+            if gateway.running.returncode is not None:
+                gateway.start()
+        gateway.stop()
+        for path in gateway.data_dir.iterdir():
+            if not path.name.startswith(_SPARED):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        gateway.start()
+        for kept in devices:
+            with table.step("everything but the catalog taken away"):
+                heals(gateway, kept)
+                stays_ready(gateway, kept)
+
+
+if __name__ == "__main__":
+    main(campaign, 1000)

@@ -31,6 +31,7 @@ from gateway.erofs.reader import Image
 _RANGES = 400
 _FILES = 200
 _START_SECONDS = 30.0
+_MARKER = ".blockgate-demo"
 
 
 class DemoFailed(Exception):
@@ -40,10 +41,7 @@ class DemoFailed(Exception):
 def run(folder: Path, port: int, *, keep_running: bool) -> None:
     """The whole demonstration. Raises ``DemoFailed``."""
     console = Console(highlight=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    # A demo starts from nothing: what an earlier one left may be of another Python.
-    for left in ("image", "data"):
-        shutil.rmtree(folder / left, ignore_errors=True)
+    claim(folder)
     with console.status("Making an image of Python's standard library: two gzip layers in an OCI layout"):
         sample = make_sample(folder)
     compressed = sum(path.stat().st_size for path in (sample.folder / "blobs" / "sha256").iterdir())
@@ -64,6 +62,28 @@ def run(folder: Path, port: int, *, keep_running: bool) -> None:
             if keep_running:
                 console.print("\nIt stays up until Ctrl-C.")
                 _wait_for_signal()
+
+
+def claim(folder: Path) -> None:
+    """Make ``folder`` the demo's own and empty it of an earlier demo. Raises ``DemoFailed`` for somebody else's files.
+
+    A marker file tells a folder of the demo. Only an empty folder is given one, so nothing that a demo did not
+    make is deleted or overwritten.
+    """
+    marker = folder / _MARKER
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not marker.is_file():
+            if any(folder.iterdir()):
+                raise DemoFailed(
+                    f"{folder} has files that the demo did not make; choose an empty folder with --folder"
+                )
+            marker.write_text("`blockgate demo` made this folder and empties it when it is run again.\n")
+        # A demo starts from nothing: what an earlier one left may be of another Python.
+        for left in ("image", "data"):
+            shutil.rmtree(folder / left, ignore_errors=True)
+    except OSError as error:
+        raise DemoFailed(f"{folder} cannot be used: {error.strerror}") from error
 
 
 @contextmanager

@@ -23,6 +23,7 @@ Sleep = Callable[[float], Awaitable[None]]
 T = TypeVar("T")
 
 RETRY_AFTER_CAP_SECONDS = 30.0
+_USEFUL_ATTEMPT_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,11 @@ class RetryPolicy:
     backoff_base_seconds: float = 0.2
     backoff_cap_seconds: float = 5.0
     breaker_patience_seconds: float = 3.0
+
+    @property
+    def useful_attempt_seconds(self) -> float:
+        """The shortest attempt worth beginning. A shorter one only hides the real error behind its own timeout."""
+        return min(_USEFUL_ATTEMPT_SECONDS, self.attempt_seconds / 2, self.deadline_seconds / 10)
 
     def backoff_seconds(self, failures: int, rng: random.Random) -> float:
         """Full jitter: uniform between 0 and the exponential bound after ``failures`` (1, 2, …)."""
@@ -152,7 +158,8 @@ class Retrier:
         """The result of the first success. Raises the origin's last ``UpstreamError``.
 
         Each pass over the targets is one attempt. It is repeated while the error is retryable, attempts and
-        budget last, and the wait (jittered, at least Retry-After) ends before the deadline.
+        budget last, and the wait (jittered, at least Retry-After) leaves time for a useful attempt before the
+        deadline.
         """
         deadline = self.clock() + self.policy.deadline_seconds
         self.budget.deposit()
@@ -166,7 +173,7 @@ class Retrier:
                 if (
                     not error.retryable
                     or failures >= self.policy.attempts
-                    or self.clock() + delay >= deadline
+                    or self.clock() + delay + self.policy.useful_attempt_seconds > deadline
                     or not self.budget.withdraw()
                 ):
                     raise
@@ -186,6 +193,8 @@ class Retrier:
                 continue
             # Half of what is left: a mirror that hangs must leave time for the origin.
             seconds = min(self.policy.attempt_seconds, (deadline - self.clock()) / 2)
+            if seconds < self.policy.useful_attempt_seconds:
+                continue
             try:
                 return await self._attempt(mirror, operation, seconds)
             except UpstreamError as error:
@@ -198,14 +207,18 @@ class Retrier:
 
     async def _wait_for_breaker(self, target: Target, deadline: float) -> None:
         """A breaker that is about to let a probe through is waited for; else the request fails at once."""
-        patience_ends = min(deadline, self.clock() + self.policy.breaker_patience_seconds)
+        patience_ends = min(
+            deadline - self.policy.useful_attempt_seconds,
+            self.clock() + self.policy.breaker_patience_seconds,
+        )
         while (wait := target.breaker.wait_seconds()) > 0:
             if self.clock() + wait > patience_ends:
                 raise RegistryUnreachable(
                     f"{target.host} failed several times in a row and is not asked again for {wait:.1f} s",
                     retry_after_seconds=wait,
                 )
-            await self.sleep(wait * self.rng.uniform(1.0, 1.2))
+            jittered = self.clock() + wait * self.rng.uniform(1.0, 1.2)
+            await self.sleep(min(jittered, patience_ends) - self.clock())
 
     async def _attempt(
         self, target: TargetT, operation: Callable[[TargetT], Awaitable[T]], seconds: float

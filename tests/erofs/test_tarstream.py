@@ -264,6 +264,20 @@ def test_old_names_and_numbers():
     assert (entries[2].mtime, entries[2].uid) == (-5, 3_000_000)
 
 
+def test_the_size_of_an_old_directory_does_not_swallow_the_member_behind_it():
+    tar = header(b"dir/", flag=b"\0", magic=b"", size=512) + header(b"next") + END
+    directory, following = walk(tar)
+    assert (directory.kind, directory.size) == (stat.S_IFDIR, 0)
+    assert following.path == b"next"
+
+
+def test_a_slash_makes_a_directory_of_the_old_type_only():
+    tar = header(b"d/", flag=b"0", size=3) + padded(b"abc") + header(b"next") + END
+    file, following = walk(tar)
+    assert (file.kind, file.size) == (stat.S_IFREG, 3)
+    assert following.path == b"next"
+
+
 def test_signed_checksums_of_old_writers_are_accepted():
     block = bytearray(header(b"\xff\xfe"))
     block[148:156] = b" " * 8

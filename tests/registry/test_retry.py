@@ -357,3 +357,27 @@ async def test_the_error_is_the_origin_s_where_all_fail(time, host):
     operation, _ = script(down(), BlobNotFound("gone"))
     with pytest.raises(BlobNotFound):
         await retrier(time).run([mirror, host], operation)
+
+
+async def test_no_attempt_begins_with_too_little_time_left_to_be_useful(time, host):
+    begun = []
+
+    async def operation(target):
+        begun.append(time.now)
+        time.now += 9.9
+        raise RegistryUnreachable("the real error")
+
+    loop = retrier(time, deadline_seconds=10, backoff_base_seconds=0, attempts=100)
+    with pytest.raises(RegistryUnreachable, match="the real error"):
+        await loop.run([host], operation)
+    assert begun == [1000]
+
+
+async def test_waiting_for_a_breaker_leaves_time_for_a_useful_attempt(time, host):
+    for _ in range(5):
+        host.breaker.enter()
+        host.breaker.failed()
+    operation, asked = script("bytes")
+    with pytest.raises(RegistryUnreachable, match="not asked"):
+        await retrier(time, deadline_seconds=1.05, breaker_patience_seconds=3).run([host], operation)
+    assert asked == []

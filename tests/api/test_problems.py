@@ -189,7 +189,7 @@ async def test_a_device_that_is_being_indexed_is_503_and_says_when_to_come_back(
 @pytest.mark.parametrize(
     ("tag", "fields", "code"),
     [
-        ("none", {}, "manifest_not_found"),
+        ("none", {}, "image_not_found"),
         ("image", {"layer": {"index": 7}}, "invalid_request"),
         ("image", {"layer": {"digest": DIGEST}}, "invalid_request"),
         ("notar", {}, "invalid_layer"),

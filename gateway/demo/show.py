@@ -31,6 +31,7 @@ from gateway.erofs.reader import Image
 _RANGES = 400
 _FILES = 200
 _START_SECONDS = 30.0
+MARK = ".blockgate-demo"
 
 
 class DemoFailed(Exception):
@@ -40,10 +41,7 @@ class DemoFailed(Exception):
 def run(folder: Path, port: int, *, keep_running: bool) -> None:
     """The whole demonstration. Raises ``DemoFailed``."""
     console = Console(highlight=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    # A demo starts from nothing: what an earlier one left may be of another Python.
-    for left in ("image", "data"):
-        shutil.rmtree(folder / left, ignore_errors=True)
+    prepare(folder)
     with console.status("Making an image of Python's standard library: two gzip layers in an OCI layout"):
         sample = make_sample(folder)
     compressed = sum(path.stat().st_size for path in (sample.folder / "blobs" / "sha256").iterdir())
@@ -64,6 +62,29 @@ def run(folder: Path, port: int, *, keep_running: bool) -> None:
             if keep_running:
                 console.print("\nIt stays up until Ctrl-C.")
                 _wait_for_signal()
+
+
+def prepare(folder: Path) -> None:
+    """An empty place for a demo: what an earlier demo left is removed, for it may be of another Python.
+
+    Nothing is removed from a folder without the demo's mark. Raises ``DemoFailed`` for one that has other files.
+    """
+    mark = folder / MARK
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not mark.is_file():
+            if any(folder.iterdir()):
+                raise DemoFailed(
+                    f"{folder} has files that no demo made ({MARK} is not there), and a demo begins with an empty folder: "
+                    "name another one with --folder"
+                )
+            mark.write_text(
+                "blockgate demo made the files of this folder, and removes image/ and data/ when it starts.\n"
+            )
+    except OSError as error:
+        raise DemoFailed(f"{folder}: {error.strerror}") from error
+    for left in ("image", "data"):
+        shutil.rmtree(folder / left, ignore_errors=True)
 
 
 @contextmanager

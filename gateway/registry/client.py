@@ -101,9 +101,7 @@ class Registries:
     def _endpoint(self, base: httpx.URL, registry: str, credentials: str | None) -> Endpoint:
         key = (str(base), registry, credentials)
         if key not in self._endpoints:
-            breaker = self._breakers.setdefault(
-                str(base), Breaker(registry, clock=self._clock, observer=self._observer)
-            )
+            breaker = self._breaker(f"{base.scheme}://{base.netloc.decode()}", registry)
             authenticator = Authenticator(
                 origin_of(base),
                 registry,
@@ -121,6 +119,14 @@ class Registries:
                 clock=self._clock,
             )
         return self._endpoints[key]
+
+    def _breaker(self, origin: str, registry: str) -> Breaker:
+        """One per scheme and host: paths below a host (of mirrors) fail and come back together."""
+        if origin not in self._breakers:
+            breaker = Breaker(registry, clock=self._clock, observer=self._observer)
+            self._breakers[origin] = breaker
+            self._observer.breaker_made(registry, breaker)
+        return self._breakers[origin]
 
     async def aclose(self) -> None:
         """Close every connection."""

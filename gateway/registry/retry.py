@@ -42,6 +42,11 @@ class RetryPolicy:
     backoff_cap_seconds: float = 5.0
     breaker_patience_seconds: float = 3.0
 
+    @property
+    def least_seconds(self) -> float:
+        """An attempt with less than this ahead of it could only report a timeout of its own, so it is not begun."""
+        return min(1.0, self.attempt_seconds / 4, self.deadline_seconds / 4)
+
     def backoff_seconds(self, failures: int, rng: random.Random) -> float:
         """Full jitter: uniform between 0 and the exponential bound after ``failures`` (1, 2, …)."""
         bound: float = min(self.backoff_cap_seconds, self.backoff_base_seconds * 2 ** min(failures, 30))
@@ -152,7 +157,7 @@ class Retrier:
         """The result of the first success. Raises the origin's last ``UpstreamError``.
 
         Each pass over the targets is one attempt. It is repeated while the error is retryable, attempts and
-        budget last, and the wait (jittered, at least Retry-After) ends before the deadline.
+        budget last, and the wait (jittered, at least Retry-After) leaves a useful attempt before the deadline.
         """
         deadline = self.clock() + self.policy.deadline_seconds
         self.budget.deposit()
@@ -166,7 +171,7 @@ class Retrier:
                 if (
                     not error.retryable
                     or failures >= self.policy.attempts
-                    or self.clock() + delay >= deadline
+                    or self.clock() + delay > deadline - self.policy.least_seconds
                     or not self.budget.withdraw()
                 ):
                     raise
@@ -181,24 +186,27 @@ class Retrier:
     async def _pass(
         self, targets: Sequence[TargetT], operation: Callable[[TargetT], Awaitable[T]], deadline: float
     ) -> T:
+        latest: UpstreamError | None = None
         for mirror in targets[:-1]:
-            if mirror.breaker.wait_seconds() > 0:
-                continue
             # Half of what is left: a mirror that hangs must leave time for the origin.
             seconds = min(self.policy.attempt_seconds, (deadline - self.clock()) / 2)
+            if mirror.breaker.wait_seconds() > 0 or seconds < self.policy.least_seconds:
+                continue
             try:
                 return await self._attempt(mirror, operation, seconds)
             except UpstreamError as error:
+                latest = error
                 self.observer.retried(mirror.host, error.code)
         origin = targets[-1]
-        await self._wait_for_breaker(origin, deadline)
-        return await self._attempt(
-            origin, operation, min(self.policy.attempt_seconds, deadline - self.clock())
-        )
+        await self._wait_for_breaker(origin, deadline - self.policy.least_seconds)
+        seconds = min(self.policy.attempt_seconds, deadline - self.clock())
+        if latest is not None and seconds < self.policy.least_seconds:
+            raise latest
+        return await self._attempt(origin, operation, seconds)
 
-    async def _wait_for_breaker(self, target: Target, deadline: float) -> None:
+    async def _wait_for_breaker(self, target: Target, until: float) -> None:
         """A breaker that is about to let a probe through is waited for; else the request fails at once."""
-        patience_ends = min(deadline, self.clock() + self.policy.breaker_patience_seconds)
+        patience_ends = min(until, self.clock() + self.policy.breaker_patience_seconds)
         while (wait := target.breaker.wait_seconds()) > 0:
             if self.clock() + wait > patience_ends:
                 raise RegistryUnreachable(

@@ -28,7 +28,7 @@ def build(
     output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the metadata")],
     as_json: Json = False,
 ) -> None:
-    """Merge layers and write the metadata of their device: metadata, then each layer's tar, padded to 512 bytes."""
+    """Merge layers and write the metadata of their device: metadata, then each layer's tar, padded to 4096 bytes."""
     with TemporaryDirectory(prefix="blockgate-") as folder, progress() as report:
         tocs = []
         for number, layer in enumerate(layers):

@@ -56,14 +56,14 @@ def decode(block: bytes, path: bytes, long_target: bytes | None, pax: Pax, offse
     size = tarheader.number(block[124:136])
     if pax.get(b"size"):
         size = tarheader.decimal(pax[b"size"])
-    # Only regular files have a payload: like Go's and Python's readers, ignore the size of all others.
+    # v7 had no other way to say directory than a slash at the end; all later types are what they say.
+    if flag == b"\0" and path.endswith(b"/"):
+        kind = stat.S_IFDIR
+    # Only regular files have a payload: like GNU tar and Go's reader, ignore the size of all others.
     payload = size if kind == stat.S_IFREG else 0
     if not 0 <= payload <= MAX_BYTES:
         raise ValueError(f"a size of {payload} bytes (0 to {MAX_BYTES} are possible)")
-    # A slash at the end of a regular file's name makes it a directory: v7 had no other way to say so.
-    if kind == stat.S_IFREG and path.endswith(b"/"):
-        kind = stat.S_IFDIR
-    size = payload if kind == stat.S_IFREG else 0
+    size = payload
     target = b""
     if kind in _LINKS:
         target = pax.get(b"linkpath") or long_target or tarheader.cut(block[157:257])

@@ -192,7 +192,8 @@ REFUSED = {
     "map longer than the payload": (version_1(b"3\n0\n", 512, 512), "no end after 3 pieces"),
     "map that never comes": (version_1(b"2000\n" + b"0\n" * 6000, 512, 512), "longer than its payload"),
     "sparse directory": (
-        pax(record(b"GNU.sparse.map", b"0,0"), record(b"GNU.sparse.size", b"0")) + header(b"hole/"),
+        pax(record(b"GNU.sparse.map", b"0,0"), record(b"GNU.sparse.size", b"0"))
+        + header(b"hole/", flag=b"\0"),
         "directory",
     ),
     "sparse link": (

@@ -22,14 +22,13 @@ from gateway.ingest.folder import LayerFolders
 from gateway.ingest.ingest import Ingest
 from gateway.locks import try_lock
 from gateway.registry.blob import MinimumRate
-from gateway.registry.client import Registries
+from gateway.registry.client import ImageSources, Registries
 from gateway.registry.credentials import Credentials, CredentialStore, default_auth_files
 from gateway.registry.guard import AllowList
 from gateway.registry.layout import LayoutSource
 from gateway.registry.observe import CountingObserver
 from gateway.registry.reference import parse_reference
 from gateway.registry.retry import RetryPolicy
-from gateway.registry.sources import ImageSources
 from gateway.registry.stored import StoredCredentials
 from gateway.registry.transport import Transport
 from gateway.spans.disk import DiskTier

@@ -1,7 +1,9 @@
 """When to ask again: backoff, Retry-After, a budget, and the loop that joins them with the breakers.
 
-This is the only layer that retries. Everything below it makes one attempt and says what happened; everything
-above it sees either the result or the last error. Clock, randomness and sleep are handed in.
+``Retrier.run`` repeats one exchange: a document, a token, a range. Everything below it makes one attempt and says
+what happened. Two layers above repeat longer things, with the last error of this one: ``blob.RegistryBlob.stream``
+resumes a transfer of many minutes where it broke (each opening is one pass of ``Retrier.once``, so the two do not
+multiply), and ``devices.registration`` begins a registration again. Clock, randomness and sleep are handed in.
 """
 
 from __future__ import annotations

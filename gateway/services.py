@@ -27,14 +27,13 @@ from gateway.layers.folder import FolderStore
 from gateway.layers.open import OpenIndexes
 from gateway.recipes.spec import DeviceSpec
 from gateway.registry.blob import MinimumRate
-from gateway.registry.client import Registries
+from gateway.registry.client import ImageSources, Registries
 from gateway.registry.credentials import Credentials, CredentialStore, default_auth_files
 from gateway.registry.guard import AllowList
 from gateway.registry.layout import LayoutSource
 from gateway.registry.observe import CountingObserver
 from gateway.registry.reference import parse_reference
 from gateway.registry.retry import RetryPolicy
-from gateway.registry.sources import ImageSources
 from gateway.registry.stored import StoredCredentials
 from gateway.registry.transport import Transport
 from gateway.spans.disk import DiskTier, SpanFiles

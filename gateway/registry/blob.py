@@ -16,7 +16,6 @@ from gateway.errors import (
     WrongRange,
 )
 from gateway.registry.endpoint import Endpoint, Place
-from gateway.registry.hedge import Hedge
 from gateway.registry.partial import check_partial, check_whole, range_header
 from gateway.registry.retry import Retrier
 from gateway.registry.source import Descriptor
@@ -55,10 +54,9 @@ class RegistryBlob:
         *,
         retrier: Retrier,
         minimum_rate: MinimumRate,
-        hedge: Hedge | None = None,
     ) -> None:
         self._endpoints, self._repository, self._descriptor = tuple(endpoints), repository, descriptor
-        self._retrier, self._rate, self._hedge = retrier, minimum_rate, hedge
+        self._retrier, self._rate = retrier, minimum_rate
         self._places = {endpoint: Place() for endpoint in self._endpoints}
         self._path = f"blobs/{descriptor.digest}"
 
@@ -79,10 +77,7 @@ class RegistryBlob:
         async def attempt(endpoint: Endpoint) -> memoryview:
             return await self._read_range(endpoint, offset, offset + length)
 
-        async def read() -> memoryview:
-            return await self._retrier.run(self._ranged(), attempt)
-
-        return await (read() if self._hedge is None else self._hedge.run(read))
+        return await self._retrier.run(self._ranged(), attempt)
 
     async def stream(self, start: int = 0) -> AsyncIterator[Bytes]:
         """The bytes from ``start`` to the end, in pieces of at most 256 KiB.

@@ -16,7 +16,7 @@ from gateway.registry.blob import MinimumRate, RegistryBlob
 from gateway.registry.breaker import Breaker, Clock
 from gateway.registry.credentials import CredentialStore
 from gateway.registry.endpoint import Endpoint
-from gateway.registry.hedge import Hedge
+from gateway.registry.layout import LayoutSource
 from gateway.registry.manifest import (
     ACCEPT,
     CONFIG_LIMIT_BYTES,
@@ -31,7 +31,7 @@ from gateway.registry.platform import parse_platform
 from gateway.registry.reference import Reference, is_digest
 from gateway.registry.resolve import resolve_image
 from gateway.registry.retry import Retrier, RetryBudget, RetryPolicy, Sleep
-from gateway.registry.source import Descriptor, Image
+from gateway.registry.source import Descriptor, Image, ImageSource
 from gateway.registry.transport import Transport, origin_of
 
 
@@ -40,8 +40,7 @@ class Registries:
 
     ``insecure_hosts`` (``host[:port]``) are spoken to over plain http. ``mirrors`` maps a registry
     (``docker.io``) to base URLs, asked in order before the registry itself. The times are plain values so
-    that tests can shrink them. ``hedge_reads`` sends a second request for a range that is slower than 95 % of
-    the latest ones.
+    that tests can shrink them.
     """
 
     def __init__(
@@ -53,7 +52,6 @@ class Registries:
         mirrors: Mapping[str, Sequence[str]] | None = None,
         policy: RetryPolicy | None = None,
         minimum_rate: MinimumRate | None = None,
-        hedge_reads: bool = False,
         observer: RegistryObserver | None = None,
         clock: Clock = time.monotonic,
         sleep: Sleep = asyncio.sleep,
@@ -77,7 +75,6 @@ class Registries:
             sleep=sleep,
             rng=rng,
         )
-        self.hedge = Hedge(self.retrier.budget, clock=clock) if hedge_reads else None
         self._breakers: dict[str, Breaker] = {}
         self._endpoints: dict[tuple[str, str, str | None], Endpoint] = {}
 
@@ -101,9 +98,7 @@ class Registries:
     def _endpoint(self, base: httpx.URL, registry: str, credentials: str | None) -> Endpoint:
         key = (str(base), registry, credentials)
         if key not in self._endpoints:
-            breaker = self._breakers.setdefault(
-                str(base), Breaker(registry, clock=self._clock, observer=self._observer)
-            )
+            breaker = self._breaker(f"{base.scheme}://{base.netloc.decode()}", registry)
             authenticator = Authenticator(
                 origin_of(base),
                 registry,
@@ -121,6 +116,14 @@ class Registries:
                 clock=self._clock,
             )
         return self._endpoints[key]
+
+    def _breaker(self, origin: str, registry: str) -> Breaker:
+        """One per scheme and host: paths below a host (of mirrors) fail and come back together."""
+        if origin not in self._breakers:
+            breaker = Breaker(registry, clock=self._clock, observer=self._observer)
+            self._breakers[origin] = breaker
+            self._observer.breaker_made(registry, breaker)
+        return self._breakers[origin]
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -153,7 +156,6 @@ class RegistrySource:
             descriptor,
             retrier=self._registries.retrier,
             minimum_rate=self._registries.minimum_rate,
-            hedge=self._registries.hedge,
         )
 
     async def aclose(self) -> None:
@@ -161,6 +163,26 @@ class RegistrySource:
 
     def _endpoints(self, reference: Reference) -> tuple[Endpoint, ...]:
         return self._registries.endpoints(reference, insecure=self._insecure, credentials=self._credentials)
+
+
+class ImageSources:
+    """The one entry: registries and OCI layout folders behind one interface. Owns both."""
+
+    def __init__(self, registries: Registries, layouts: LayoutSource) -> None:
+        self._registries, self._layouts = registries, layouts
+
+    def open_source(
+        self, reference: Reference, *, insecure: bool = False, credentials: str | None = None
+    ) -> ImageSource:
+        """The source for ``reference``; ``insecure`` and ``credentials`` mean nothing to a folder."""
+        if reference.is_folder:
+            return self._layouts
+        return self._registries.source(insecure=insecure, credentials=credentials)
+
+    async def aclose(self) -> None:
+        """Close connections."""
+        await self._layouts.aclose()
+        await self._registries.aclose()
 
 
 class _Documents:

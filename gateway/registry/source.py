@@ -32,7 +32,8 @@ class Image:
     """One platform's image, its manifest and configuration verified against their digests.
 
     ``reference`` is the canonical text of what was asked for (no secrets), ``digest`` the manifest's own
-    digest, ``config`` the configuration's JSON as it was stored. ``layers`` are in order, base first.
+    digest, ``config`` the configuration's JSON in UTF-8, as ``manifest.document_text`` mends it.
+    ``layers`` are in order, base first.
     """
 
     reference: str

@@ -7,6 +7,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.errors import BlobNotFound, RegistryUnreachable, StorageError
+from gateway.registry.breaker import Breaker
 from gateway.spans.store import Origin
 from tests.support.inprocess import TOKENS, bearer, running, token_entries
 
@@ -200,7 +201,11 @@ async def test_a_registry_that_is_not_asked_is_trouble_and_counts_are_by_registr
     upstream.request_finished("registry.test", "registry_overloaded", 0.01)
     upstream.retried("registry.test", "registry_overloaded")
     upstream.bytes_received("registry.test", 500)
-    upstream.breaker_changed("registry.test", "open")
+    breaker = Breaker("registry.test", clock=lambda: 0.0, observer=upstream)
+    upstream.breaker_made("registry.test", breaker)
+    for _ in range(5):
+        breaker.enter()
+        breaker.failed()
     shown = await stats(gateway)
     assert shown["status"] == {"level": "trouble", "reason": "registry.test does not answer"}
     (entry,) = shown["upstream"]

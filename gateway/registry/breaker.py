@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 
-from gateway.registry.observe import BreakerState, RegistryObserver, SilentObserver
+from gateway.registry.observe import BreakerState, RegistryObserver
 
 Clock = Callable[[], float]
 
@@ -31,18 +31,18 @@ class Breaker:
 
     def __init__(
         self,
-        host: str = "",
+        host: str,
         *,
+        observer: RegistryObserver,
         threshold: int = 5,
         cooldown_seconds: float = 1.0,
         max_cooldown_seconds: float = 5.0,
         clock: Clock = time.monotonic,
-        observer: RegistryObserver | None = None,
     ) -> None:
         self._host, self._threshold = host, threshold
         self._first_cooldown, self._max_cooldown = cooldown_seconds, max_cooldown_seconds
         self._clock = clock
-        self._observer = observer or SilentObserver()
+        self._observer = observer
         self._failures = 0
         self._cooldown = cooldown_seconds
         self._open_until = 0.0

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
-import time
 from collections.abc import Iterable, Mapping, Sequence
 
 import httpx
@@ -13,7 +10,7 @@ from blockgate.reader import Blob
 from gateway.errors import AddressRefused, BlobNotFound, ConfigurationError, ImageNotFound, InvalidManifest
 from gateway.registry.auth import Authenticator
 from gateway.registry.blob import MinimumRate, RegistryBlob
-from gateway.registry.breaker import Breaker, Clock
+from gateway.registry.breaker import Breaker
 from gateway.registry.credentials import CredentialStore
 from gateway.registry.endpoint import Endpoint
 from gateway.registry.layout import LayoutSource
@@ -25,12 +22,11 @@ from gateway.registry.manifest import (
     parse_manifest,
     verify_digest,
 )
-from gateway.registry.observe import RegistryObserver, SilentObserver
 from gateway.registry.partial import check_encoding
 from gateway.registry.platform import parse_platform
 from gateway.registry.reference import Reference, is_digest
 from gateway.registry.resolve import resolve_image
-from gateway.registry.retry import Retrier, RetryBudget, RetryPolicy, Sleep
+from gateway.registry.retry import Retrier
 from gateway.registry.source import Descriptor, Image, ImageSource
 from gateway.registry.transport import Transport, origin_of
 
@@ -39,42 +35,27 @@ class Registries:
     """Every registry that the gateway talks to; one object per process.
 
     ``insecure_hosts`` (``host[:port]``) are spoken to over plain http. ``mirrors`` maps a registry
-    (``docker.io``) to base URLs, asked in order before the registry itself. The times are plain values so
-    that tests can shrink them.
+    (``docker.io``) to base URLs, asked in order before the registry itself. All share the ``retrier``, so that its
+    budget bounds what this process adds to the world's trouble; its clock and observer are the breakers' too.
     """
 
     def __init__(
         self,
         *,
-        store: CredentialStore | None = None,
-        transport: Transport | None = None,
-        insecure_hosts: Iterable[str] = (),
-        mirrors: Mapping[str, Sequence[str]] | None = None,
-        policy: RetryPolicy | None = None,
-        minimum_rate: MinimumRate | None = None,
-        observer: RegistryObserver | None = None,
-        clock: Clock = time.monotonic,
-        sleep: Sleep = asyncio.sleep,
-        rng: random.Random | None = None,
+        store: CredentialStore,
+        transport: Transport,
+        retrier: Retrier,
+        minimum_rate: MinimumRate,
+        insecure_hosts: Iterable[str],
+        mirrors: Mapping[str, Sequence[str]],
     ) -> None:
-        self._store = store or CredentialStore()
-        self._transport = transport or Transport()
+        self._store = store
+        self._transport = transport
         self._insecure_hosts = frozenset(host.lower() for host in insecure_hosts)
-        self._mirrors = {
-            host: tuple(_base_url(text) for text in texts) for host, texts in (mirrors or {}).items()
-        }
-        self._observer = observer or SilentObserver()
-        self._clock = clock
-        self.minimum_rate = minimum_rate or MinimumRate()
-        # One budget for all: it bounds what this process adds to the world's trouble.
-        self.retrier = Retrier(
-            policy,
-            budget=RetryBudget(clock=clock),
-            observer=self._observer,
-            clock=clock,
-            sleep=sleep,
-            rng=rng,
-        )
+        self._mirrors = {host: tuple(_base_url(text) for text in texts) for host, texts in mirrors.items()}
+        self._observer, self._clock = retrier.observer, retrier.clock
+        self.minimum_rate = minimum_rate
+        self.retrier = retrier
         self._breakers: dict[str, Breaker] = {}
         self._endpoints: dict[tuple[str, str, str | None], Endpoint] = {}
 

@@ -19,7 +19,7 @@ from typing import Protocol, TypeVar
 
 from gateway.errors import RegistryOverloaded, RegistryTimeout, RegistryUnreachable, UpstreamError
 from gateway.registry.breaker import Breaker, Clock
-from gateway.registry.observe import RegistryObserver, SilentObserver
+from gateway.registry.observe import RegistryObserver
 
 Sleep = Callable[[float], Awaitable[None]]
 T = TypeVar("T")
@@ -141,19 +141,16 @@ class Retrier:
 
     def __init__(
         self,
-        policy: RetryPolicy | None = None,
+        policy: RetryPolicy,
         *,
-        budget: RetryBudget | None = None,
-        observer: RegistryObserver | None = None,
+        budget: RetryBudget,
+        observer: RegistryObserver,
+        rng: random.Random,
         clock: Clock = time.monotonic,
         sleep: Sleep = asyncio.sleep,
-        rng: random.Random | None = None,
     ) -> None:
-        self.policy = policy or RetryPolicy()
-        self.observer = observer or SilentObserver()
-        self.clock, self.sleep = clock, sleep
-        self.rng = rng or random.Random()  # noqa: S311 - jitter
-        self.budget = budget or RetryBudget(clock=clock)
+        self.policy, self.budget, self.observer = policy, budget, observer
+        self.clock, self.sleep, self.rng = clock, sleep, rng
 
     async def run(self, targets: Sequence[TargetT], operation: Callable[[TargetT], Awaitable[T]]) -> T:
         """The result of the first success. Raises the origin's last ``UpstreamError``.

@@ -20,7 +20,7 @@ from gateway.errors import (
     UpstreamError,
 )
 from gateway.registry.breaker import Breaker
-from gateway.registry.observe import CountingObserver
+from gateway.registry.observe import CountingObserver, SilentObserver
 from gateway.registry.retry import Retrier, RetryBudget, RetryPolicy, parse_retry_after
 from tests.support.faketime import FakeTime
 
@@ -73,6 +73,7 @@ def host(time, notes) -> Host:
 def retrier(time: FakeTime, notes: Notes | None = None, **policy) -> Retrier:
     return Retrier(
         RetryPolicy(**policy),
+        budget=RetryBudget(clock=time.clock),
         clock=time.clock,
         sleep=time.sleep,
         rng=random.Random(1),
@@ -196,6 +197,8 @@ async def test_retries_are_a_tenth_of_requests_once_the_floor_is_used_up(time, h
     loop = Retrier(
         RetryPolicy(attempts=2),
         budget=RetryBudget(floor=5, floor_per_second=0, clock=time.clock),
+        observer=SilentObserver(),
+        rng=random.Random(1),
         clock=time.clock,
         sleep=time.sleep,
     )
@@ -298,7 +301,7 @@ async def test_no_attempt_begins_so_late_that_its_own_timeout_would_hide_the_rea
 
 
 async def test_an_origin_without_time_left_gives_its_mirrors_error(time, host):
-    mirror = Host("mirror", Breaker("mirror", clock=time.clock))
+    mirror = Host("mirror", Breaker("mirror", clock=time.clock, observer=SilentObserver()))
     asked = []
 
     async def operation(target):
@@ -388,7 +391,14 @@ async def test_answers_that_speak_for_the_host_do_not_open_its_breaker(time, hos
 @given(st.lists(st.sampled_from(["ask_ok", "ask_fail", "ask_cancel", "wait"]), max_size=100))
 def test_the_breaker_never_shuts_a_host_out_for_more_than_its_longest_cooldown(steps):
     time = FakeTime()
-    breaker = Breaker(threshold=2, cooldown_seconds=1, max_cooldown_seconds=5, clock=time.clock)
+    breaker = Breaker(
+        "host",
+        threshold=2,
+        cooldown_seconds=1,
+        max_cooldown_seconds=5,
+        clock=time.clock,
+        observer=SilentObserver(),
+    )
     for step in steps:
         assert breaker.wait_seconds() <= 5
         if step == "wait":
@@ -401,7 +411,9 @@ def test_the_breaker_never_shuts_a_host_out_for_more_than_its_longest_cooldown(s
 
 
 async def test_mirrors_are_asked_in_order_and_then_the_origin(time, host, notes):
-    mirrors = [Host(name, Breaker(name, clock=time.clock)) for name in ("first", "second")]
+    mirrors = [
+        Host(name, Breaker(name, clock=time.clock, observer=SilentObserver())) for name in ("first", "second")
+    ]
     operation, asked = script(down(), BlobNotFound("not mirrored"), "bytes")
     assert await retrier(time, notes).run([*mirrors, host], operation) == "bytes"
     assert asked == ["first", "second", "origin"]
@@ -409,7 +421,7 @@ async def test_mirrors_are_asked_in_order_and_then_the_origin(time, host, notes)
 
 
 async def test_a_mirror_with_an_open_breaker_is_passed_over_without_waiting(time, host):
-    mirror = Host("mirror", Breaker("mirror", clock=time.clock))
+    mirror = Host("mirror", Breaker("mirror", clock=time.clock, observer=SilentObserver()))
     for _ in range(5):
         mirror.breaker.enter()
         mirror.breaker.failed()
@@ -420,7 +432,7 @@ async def test_a_mirror_with_an_open_breaker_is_passed_over_without_waiting(time
 
 
 async def test_the_error_is_the_origin_s_where_all_fail(time, host):
-    mirror = Host("mirror", Breaker("mirror", clock=time.clock))
+    mirror = Host("mirror", Breaker("mirror", clock=time.clock, observer=SilentObserver()))
     operation, _ = script(down(), BlobNotFound("gone"))
     with pytest.raises(BlobNotFound):
         await retrier(time).run([mirror, host], operation)

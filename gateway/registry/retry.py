@@ -7,8 +7,8 @@ multiply), and ``devices.registration`` begins a registration again. Clock, rand
 
 Theory of operation. The process has one ``Retrier``. It owns the budget of retries; the breakers belong to the
 targets. A run is passes over the targets: mirrors in order (one whose breaker is open is left out, none gets more than
-half of the time that is left), then the origin, whose breaker is waited for if it soon lets a request through. Between two passes it
-sleeps: full jitter, and at least Retry-After.
+half of the time that is left), then the origin, whose breaker is waited for if it soon lets a request through. Between
+two passes it sleeps: full jitter, and at least Retry-After.
 
 What must never happen: a run outlives its deadline; retries multiply the load on a registry that is sick; an attempt
 begins without time to succeed, so that its own timeout hides the real error; a cancelled request counts for or

@@ -1,4 +1,16 @@
-"""A blob in a registry as a ``Blob``: closed ranges at random, or one long transfer in order."""
+"""A blob in a registry as a ``Blob``: closed ranges at random, or one long transfer in order.
+
+Theory of operation. A ``RegistryBlob`` owns one ``Place`` per endpoint: where that host keeps the blob. It owns no
+connection and no task. Readers of spans call ``read``, any number at once; registration calls ``stream``, once.
+
+A read is one closed range, repeated by the ``Retrier``. A stream has two states, in a transfer and between two: one
+that breaks, or is slower than ``MinimumRate``, ends, and the next begins by a range where it ended. It gives up after
+``stream_attempts`` transfers in a row that brought next to nothing; it has no deadline.
+
+What must never happen: bytes of another range than was asked for reach the caller (status, Content-Range, encoding
+and length are checked before the first byte and after the last); a whole blob is downloaded to answer a range; a body
+that trickles holds a reader for ever; a signed URL gets into a text.
+"""
 
 from __future__ import annotations
 

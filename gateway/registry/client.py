@@ -1,4 +1,16 @@
-"""Registries as image sources: what they share, and one view per device's wishes."""
+"""Registries as image sources: what they share, and one view per device's wishes.
+
+Theory of operation. ``Registries`` is one object per process. It owns the transport's connections, a breaker per
+scheme and host, and an endpoint (with its tokens and its cache of URLs) per base URL, registry and name of
+credentials; all live as long as it does. ``RegistrySource`` is one device's view of it: cheap, and without a state of
+its own. ``ImageSources`` adds folders; registration, the image API and the readers of spans come in through it.
+
+A reference is resolved in documents: root, perhaps an index, manifest, configuration. Each is one run of the
+``Retrier`` over mirrors and origin.
+
+What must never happen: a document is used before its digest was verified, or read past its limit; a device's
+credentials go to another device's endpoint, to a mirror, or to storage that a registry redirects to.
+"""
 
 from __future__ import annotations
 
@@ -107,7 +119,6 @@ class Registries:
         return self._breakers[origin]
 
     async def aclose(self) -> None:
-        """Close every connection."""
         await self._transport.aclose()
 
 
@@ -161,7 +172,6 @@ class ImageSources:
         return self._registries.source(insecure=insecure, credentials=credentials)
 
     async def aclose(self) -> None:
-        """Close connections."""
         await self._layouts.aclose()
         await self._registries.aclose()
 
@@ -185,7 +195,6 @@ class _Documents:
         return await self._retrier.run(self._endpoints, attempt)
 
     async def manifest(self, descriptor: Descriptor) -> tuple[bytes, str]:
-        """A manifest by digest."""
 
         async def attempt(endpoint: Endpoint) -> tuple[bytes, str]:
             body, media_type, _ = await self._fetch_manifest(endpoint, descriptor.digest)
@@ -195,7 +204,6 @@ class _Documents:
         return await self._retrier.run(self._endpoints, attempt)
 
     async def config(self, descriptor: Descriptor) -> bytes:
-        """A configuration by digest."""
 
         async def attempt(endpoint: Endpoint) -> bytes:
             path = f"blobs/{descriptor.digest}"

@@ -128,7 +128,6 @@ class GuardedResolver(AbstractResolver):
         return kept
 
     async def close(self) -> None:
-        """Release the resolver inside."""
         await self._resolver.close()
 
 

@@ -69,8 +69,6 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """Several platforms' manifests."""
-
     entries: tuple[Entry, ...]
 
 

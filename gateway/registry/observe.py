@@ -65,8 +65,6 @@ class RegistryObserver(Protocol):
 
 
 class SilentObserver:
-    """Counts nothing."""
-
     def request_finished(self, host: str, outcome: str, seconds: float) -> None:
         """Do nothing."""
 
@@ -97,7 +95,6 @@ class CountingObserver:
         self._hosts: set[str] = set()
 
     def request_finished(self, host: str, outcome: str, seconds: float) -> None:
-        """Count an attempt."""
         host = self._bounded(host)
         histogram = self.attempts.get((host, outcome))
         if histogram is None:
@@ -107,11 +104,9 @@ class CountingObserver:
             self.throttled[host] += 1
 
     def bytes_received(self, host: str, count: int) -> None:
-        """Count bytes."""
         self.received_bytes[self._bounded(host)] += count
 
     def retried(self, host: str, reason: str) -> None:
-        """Count a retry."""
         self.retries[self._bounded(host), reason] += 1
 
     def breaker_made(self, host: str, breaker: BreakerView) -> None:

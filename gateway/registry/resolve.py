@@ -28,9 +28,7 @@ class DocumentStore(Protocol):
         """A manifest's or index' bytes and the media type that the transfer named (may be empty)."""
         ...
 
-    async def config(self, descriptor: Descriptor) -> bytes:
-        """A configuration's bytes."""
-        ...
+    async def config(self, descriptor: Descriptor) -> bytes: ...
 
 
 async def resolve_image(

@@ -4,6 +4,15 @@
 what happened. Two layers above repeat longer things, with the last error of this one: ``blob.RegistryBlob.stream``
 resumes a transfer of many minutes where it broke (each opening is one pass of ``Retrier.once``, so the two do not
 multiply), and ``devices.registration`` begins a registration again. Clock, randomness and sleep are handed in.
+
+Theory of operation. The process has one ``Retrier``. It owns the budget of retries; the breakers belong to the
+targets. A run is passes over the targets: mirrors in order (one whose breaker is open is left out, none gets more than
+half of the time that is left), then the origin, whose breaker is waited for if it soon lets a request through. Between
+two passes it sleeps: full jitter, and at least Retry-After.
+
+What must never happen: a run outlives its deadline; retries multiply the load on a registry that is sick; an attempt
+begins without time to succeed, so that its own timeout hides the real error; a cancelled request counts for or
+against a host.
 """
 
 from __future__ import annotations
@@ -128,9 +137,7 @@ class Target(Protocol):
         ...
 
     @property
-    def breaker(self) -> Breaker:
-        """The host's breaker."""
-        ...
+    def breaker(self) -> Breaker: ...
 
 
 TargetT = TypeVar("TargetT", bound=Target)

@@ -190,7 +190,6 @@ class Transport:
         return self._guarded
 
     async def aclose(self) -> None:
-        """Close every connection."""
         for transport in (self._trusted, self._guarded):
             if transport is not None:
                 await transport.aclose()

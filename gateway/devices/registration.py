@@ -192,7 +192,9 @@ class _Reporter:
     def __init__(self, catalog: Catalog, record: DeviceRecord) -> None:
         self._catalog = catalog
         self._record = record
-        self._shown = Progress("")
+        # What the attempt before met stays in sight until this one succeeds.
+        past = record.progress or Progress("")
+        self._shown = Progress("", error=past.error, attempt=past.attempt)
         self._before = 0
         self._reported = 0.0
         self._writing: asyncio.Task[None] | None = None
@@ -200,7 +202,7 @@ class _Reporter:
     def phase(self, phase: str, total_bytes: int = 0) -> None:
         """A phase begins."""
         self._before = 0
-        self._shown = Progress(phase, 0, total_bytes)
+        self._shown = replace(self._shown, phase=phase, done=0, total=total_bytes)
         self._report(at_once=True)
 
     def layer(self, done: int, _total: int) -> None:

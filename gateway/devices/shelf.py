@@ -200,6 +200,12 @@ class Shelf:
                 raise
             log.warning("catalog", error=error.detail)
             return held.device
+        except BlockgateError:
+            # It is gone, or serves no more.
+            for held in list(self._by_uid.values()):
+                if where == held.record.name or where in held.tags:
+                    self._drop(held)
+            raise
 
     async def _follow(self) -> None:
         """Look which devices the latest changes concern."""

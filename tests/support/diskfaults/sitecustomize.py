@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 _CONTROL = os.environ.get("DISK_FAULTS_CONTROL", "")
@@ -21,7 +22,7 @@ _busy = threading.local()
 
 def _name(what: Any) -> str:
     if isinstance(what, int):
-        return os.readlink(f"/proc/self/fd/{what}")
+        return str(Path(f"/proc/self/fd/{what}").readlink())
     return os.fsdecode(what) if isinstance(what, str | bytes | os.PathLike) else ""
 
 
@@ -31,7 +32,7 @@ def _check(paths: tuple[Any, ...], *, writing: bool) -> None:
         return
     _busy.now = True
     try:
-        with open(_CONTROL, "rb") as file:  # noqa: PTH123 - at the interpreter's start the less is imported the better
+        with Path(_CONTROL).open("rb") as file:
             fault = json.load(file)
         names = [_name(path) for path in paths]
         if fault["writing"] not in (None, writing):

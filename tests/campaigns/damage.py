@@ -12,10 +12,13 @@ from tests.support.gzips import member
 from tests.support.life import (
     SETTINGS,
     Seen,
+    artifact,
+    attempt,
     content,
     cut_short,
     flip,
     heals,
+    metadata_digest,
     put_image,
     registered,
     stays_ready,
@@ -34,6 +37,22 @@ WAYS: dict[str, Callable[[Path], None]] = {
     "removed": Path.unlink,
     "unreadable": replaced_by_a_folder,
 }
+
+
+def other_metadata(metadata: bytes) -> bytes:
+    """Metadata of the same tree that nobody can generate: another volume name in the superblock."""
+    features = int.from_bytes(metadata[1024 + 8 : 1024 + 12], "little")
+    assert not features & 1, "the superblock has a checksum, which would have to be made anew"
+    return metadata[: 1024 + 64] + b"supplied".ljust(16, b"\0") + metadata[1024 + 80 :]
+
+
+def give_again(gateway: Gateway, kept: Seen, metadata: bytes) -> None:
+    """What was supplied cannot be made again: it is uploaded when it is found to be lost."""
+    if not attempt(gateway, kept.name, kept.content, kept.etag, span=(0, 4096)):
+        stays_ready(gateway, kept)
+        gateway.upload(metadata)
+
+
 _SPARED = ("catalog.sqlite", "VERSION", "credentials.json")
 _FOLDERS = ("layers", "artifacts", "cache")
 
@@ -48,6 +67,8 @@ def campaign(folder: Path, registry: FaultRegistry, chance: random.Random, table
         answer = gateway.http.get("/v1/devices/raw/data")
         assert answer.content.startswith(member(image.tars[2])), raw
         devices.append(Seen("raw", answer.headers["etag"], answer.content, raw))
+        supplied = other_metadata(artifact(gateway, metadata_digest(devices[0].device)).read_bytes())
+        devices.append(registered(gateway, "supplied", image, metadata=gateway.upload(supplied)))
 
         def files() -> list[Path]:
             found = [
@@ -68,6 +89,14 @@ def campaign(folder: Path, registry: FaultRegistry, chance: random.Random, table
                 if "cache" not in path.parts:
                     gateway.drop_caches()
                 try:
+                    for layer, blob in enumerate(image.blobs):
+                        if blob.removeprefix("sha256:") not in path.parts:
+                            one = devices[0]
+                            span = one.layer(image, layer)
+                            assert attempt(gateway, one.name, one.content, one.etag, span=span), (
+                                f"layer {layer}, which is whole, is not served"
+                            )
+                    give_again(gateway, devices[-1], supplied)
                     for kept in devices:
                         heals(gateway, kept)
                 except AssertionError as error:
@@ -79,6 +108,7 @@ def campaign(folder: Path, registry: FaultRegistry, chance: random.Random, table
             if not path.name.startswith(_SPARED):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         gateway.start()
+        give_again(gateway, devices[-1], supplied)
         for kept in devices:
             with table.step("everything but the catalog taken away"):
                 heals(gateway, kept)

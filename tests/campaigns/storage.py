@@ -14,7 +14,6 @@ from tests.support.life import (
     SETTINGS,
     attempt,
     heals,
-    index_folder,
     registered,
     seen,
     small_image,
@@ -41,7 +40,9 @@ def campaign(folder: Path, registry: FaultRegistry, chance: random.Random, table
             gateway.drop_caches()
             if lost:
                 # Taken away by hand, so that it has to be made again on the failing disk.
-                (index_folder(gateway, images[turn % 2].blobs[0]) / "spans.bin").unlink()
+                blob = images[turn % 2].blobs[0].removeprefix("sha256:")
+                for path in (gateway.data_dir / "layers" / blob).rglob("spans.bin"):
+                    path.unlink()
             with table.step(f"{errno.errorcode[error]}{' (a layer is lost too)' if lost else ''}"):
                 with faults.failing(error, place, times=times, writing=chance.choice([None, True, False])):
                     answer = gateway.put(name, image.spec())

@@ -39,11 +39,13 @@ WAYS: dict[str, Callable[[Path], None]] = {
 }
 
 
-def other_metadata(metadata: bytes) -> bytes:
-    """Metadata of the same tree that nobody can generate: another volume name in the superblock."""
-    features = int.from_bytes(metadata[1024 + 8 : 1024 + 12], "little")
-    assert not features & 1, "the superblock has a checksum, which would have to be made anew"
-    return metadata[: 1024 + 64] + b"supplied".ljust(16, b"\0") + metadata[1024 + 80 :]
+def supplied_device(gateway: Gateway, registry: FaultRegistry) -> tuple[Seen, bytes]:
+    """A device whose metadata was uploaded, and that metadata: no other device has it."""
+    image = put_image(registry, "team/supplied", [{"one": content(50_000, 91)}, {"two": content(50_000, 92)}])
+    made = registered(gateway, "made", image)
+    metadata = artifact(gateway, metadata_digest(made.device)).read_bytes()
+    assert gateway.http.delete("/v1/devices/made").status_code == 204
+    return registered(gateway, "supplied", image, metadata=gateway.upload(metadata)), metadata
 
 
 def give_again(gateway: Gateway, kept: Seen, metadata: bytes) -> None:
@@ -67,8 +69,8 @@ def campaign(folder: Path, registry: FaultRegistry, chance: random.Random, table
         answer = gateway.http.get("/v1/devices/raw/data")
         assert answer.content.startswith(member(image.tars[2])), raw
         devices.append(Seen("raw", answer.headers["etag"], answer.content, raw))
-        supplied = other_metadata(artifact(gateway, metadata_digest(devices[0].device)).read_bytes())
-        devices.append(registered(gateway, "supplied", image, metadata=gateway.upload(supplied)))
+        device, supplied = supplied_device(gateway, registry)
+        devices.append(device)
 
         def files() -> list[Path]:
             found = [
@@ -108,7 +110,8 @@ def campaign(folder: Path, registry: FaultRegistry, chance: random.Random, table
             if not path.name.startswith(_SPARED):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         gateway.start()
-        give_again(gateway, devices[-1], supplied)
+        with table.step("what was supplied is supplied again"):
+            give_again(gateway, devices[-1], supplied)
         for kept in devices:
             with table.step("everything but the catalog taken away"):
                 heals(gateway, kept)

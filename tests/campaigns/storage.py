@@ -19,10 +19,17 @@ from tests.support.life import (
     small_image,
     stays_ready,
 )
+from tests.support.processes import wait_until
 
 ERRORS = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.ENOSPC, errno.EROFS)
 #: Parts of a data folder; the catalog's own files are its database's matter.
 PLACES = (r"data/layers/", r"data/artifacts/", r"data/cache/", r"data/tmp/", r"data/(?!catalog|locks|run)")
+
+
+def ended(gateway: Gateway, name: str) -> bool:
+    """Whether a registration is over, or was not taken."""
+    answer = gateway.http.get(f"/v1/devices/{name}")
+    return answer.status_code != 200 or answer.json()["state"] != "indexing"
 
 
 def campaign(folder: Path, registry: FaultRegistry, chance: random.Random, table: Table, size: int) -> None:
@@ -44,14 +51,19 @@ def campaign(folder: Path, registry: FaultRegistry, chance: random.Random, table
                 for path in (gateway.data_dir / "layers" / blob).rglob("spans.bin"):
                     path.unlink()
             with table.step(f"{errno.errorcode[error]}{' (a layer is lost too)' if lost else ''}"):
-                with faults.failing(error, place, times=times, writing=chance.choice([None, True, False])):
+                with faults.failing(
+                    error, place, times=times, writing=chance.choice([None, None, True, False])
+                ):
                     answer = gateway.put(name, image.spec())
                     assert answer.status_code in (202, 503), answer.text
                     for device in kept:
                         attempt(gateway, device.name, device.content, device.etag, trouble=REGISTRY_TROUBLE)
                         stays_ready(gateway, device)
-                    with contextlib.suppress(OSError):
-                        gateway.http.get("/v1/devices")
+                    # It lasts until something has failed, or all is done without any call that could.
+                    with contextlib.suppress(TimeoutError):
+                        wait_until(
+                            lambda name=name: faults.hits or ended(gateway, name), what="a fault", seconds=3
+                        )
                     table.rows["calls that failed"] += faults.hits
                 if answer.status_code == 503:
                     assert gateway.put(name, image.spec()).status_code == 202

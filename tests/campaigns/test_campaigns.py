@@ -14,7 +14,7 @@ SIZES = {
     "descriptors": (descriptors.campaign, 30, 1100),
     "outage": (outage.campaign, 5, 60),
     "damage": (damage.campaign, 8, 1000),
-    "kill": (kill.campaign, 10, 500),
+    "kill": (kill.campaign, 8, 500),
     "storage": (storage.campaign, 15, 500),
 }
 

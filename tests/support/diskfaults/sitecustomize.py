@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 _CONTROL = os.environ.get("DISK_FAULTS_CONTROL", "")
-_CHANGES = frozenset({"os.mkdir", "os.rename", "os.link", "os.truncate"})
+#: Changes, and how many of their arguments are paths.
+_CHANGES = {"os.mkdir": 1, "os.truncate": 1, "os.rename": 2, "os.link": 2}
 _LOOKS = frozenset({"os.listdir", "os.scandir"})
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _busy = threading.local()
@@ -61,7 +62,7 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
         if args[0] >= 0:
             _check(args[:1], writing=False)
     elif event in _CHANGES:
-        _check(args[:2], writing=True)
+        _check(args[: _CHANGES[event]], writing=True)
     elif event in _LOOKS:
         _check(args[:1], writing=False)
 

@@ -1,5 +1,6 @@
 """Each file of a data folder is damaged in each way, while the gateway runs and while it is stopped."""
 
+import contextlib
 import random
 import shutil
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from tests.support.life import (
     registered,
     stays_ready,
 )
+from tests.support.processes import wait_until
 
 
 def replaced_by_a_folder(path: Path) -> None:
@@ -46,6 +48,13 @@ def supplied_device(gateway: Gateway, registry: FaultRegistry) -> tuple[Seen, by
     metadata = artifact(gateway, metadata_digest(made.device)).read_bytes()
     assert gateway.http.delete("/v1/devices/made").status_code == 204
     return registered(gateway, "supplied", image, metadata=gateway.upload(metadata)), metadata
+
+
+def size_of(path: Path) -> int:
+    """Length of a file; 0 for what is none, or is gone by now."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_size if path.is_file() else 0
+    return 0
 
 
 def give_again(gateway: Gateway, kept: Seen, metadata: bytes) -> None:
@@ -73,14 +82,18 @@ def campaign(folder: Path, registry: FaultRegistry, chance: random.Random, table
         devices.append(device)
 
         def files() -> list[Path]:
-            found = [
-                p for name in _FOLDERS for p in sorted((gateway.data_dir / name).rglob("*")) if p.is_file()
+            there = [
+                path
+                for name in _FOLDERS
+                for path in sorted((gateway.data_dir / name).rglob("*"))
+                if not any(part.endswith(".tmp") for part in path.parts)
             ]
-            return [path for path in found if not path.name.endswith(".tmp") and path.stat().st_size]
+            return [path for path in there if size_of(path)]
 
         cases = [(n, way, live) for n in range(len(files())) for way in WAYS for live in (True, False)]
         for number, way, live in chance.sample(cases, min(size, len(cases))):
-            path = files()[number % len(files())]
+            found = files()
+            path = found[number % len(found)]
             case = f"{way}, {'running' if live else 'stopped'}: {path.parent.parts[-1][:12]}/{path.name[:20]}"
             with table.step(f"{way}, {'running' if live else 'stopped'}"):
                 if not live:
@@ -101,6 +114,11 @@ def campaign(folder: Path, registry: FaultRegistry, chance: random.Random, table
                     give_again(gateway, devices[-1], supplied)
                     for kept in devices:
                         heals(gateway, kept)
+                        # Nothing is being made any more: the next case finds all files at rest.
+                        wait_until(
+                            lambda kept=kept: stays_ready(gateway, kept).get("health", "ok") == "ok",
+                            what="health",
+                        )
                 except AssertionError as error:
                     raise AssertionError(f"{case}: {error}") from error
             if gateway.running.returncode is not None:

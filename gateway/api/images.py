@@ -22,7 +22,7 @@ router = APIRouter(prefix="/v1/images", tags=["images"])
         errors.ConfigurationError,
         errors.PathNotAllowed,
         errors.PayloadTooLarge,
-        errors.ManifestNotFound,
+        errors.ImageNotFound,
         errors.PlatformNotFound,
         errors.InvalidManifest,
         errors.ManifestMismatch,

@@ -36,6 +36,7 @@ _STATUS: dict[type[BlockgateError], int] = {
     errors.RegistryTimeout: 504,
     errors.RegistryUnreachable: 502,
     errors.RegistryOverloaded: 503,
+    errors.ImageNotFound: 422,
     errors.UpstreamError: 502,
     errors.IntegrityError: 502,
     errors.StorageError: 503,

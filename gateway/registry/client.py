@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import httpx
 
 from blockgate.reader import Blob
-from gateway.errors import AddressRefused, BlobNotFound, ConfigurationError, InvalidManifest, ManifestNotFound
+from gateway.errors import AddressRefused, BlobNotFound, ConfigurationError, ImageNotFound, InvalidManifest
 from gateway.registry.auth import Authenticator
 from gateway.registry.blob import MinimumRate, RegistryBlob
 from gateway.registry.breaker import Breaker, Clock
@@ -136,7 +136,7 @@ class RegistrySource:
     async def resolve(self, reference: Reference, platform: str) -> Image:
         """Find the image for ``platform``, with every document's digest verified.
 
-        Raises ``ManifestNotFound``, ``PlatformNotFound``, ``InvalidManifest``, ``ManifestMismatch``, and the
+        Raises ``ImageNotFound``, ``PlatformNotFound``, ``InvalidManifest``, ``ManifestMismatch``, and the
         ``UpstreamError`` leaves of an exchange that failed.
         """
         wanted = parse_platform(platform)
@@ -208,7 +208,7 @@ class _Documents:
             f"manifests/{wanted}",
             {"Accept": ACCEPT},
             MANIFEST_LIMIT_BYTES,
-            missing=ManifestNotFound,
+            missing=ImageNotFound,
         )
 
     async def _fetch(
@@ -218,7 +218,7 @@ class _Documents:
         headers: dict[str, str],
         limit_bytes: int,
         *,
-        missing: type[ManifestNotFound | BlobNotFound],
+        missing: type[ImageNotFound | BlobNotFound],
     ) -> tuple[bytes, str, str]:
         """One document: its bytes, its media type and the digest that the registry claims for it."""
         where = f"{endpoint.host}/{self._reference.repository}: {path}"

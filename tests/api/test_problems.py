@@ -189,7 +189,7 @@ async def test_a_device_that_is_being_indexed_is_503_and_says_when_to_come_back(
 @pytest.mark.parametrize(
     ("tag", "fields", "code"),
     [
-        ("none", {}, "manifest_not_found"),
+        ("none", {}, "image_not_found"),
         ("image", {"layer": {"index": 7}}, "invalid_request"),
         ("image", {"layer": {"digest": DIGEST}}, "invalid_request"),
         ("notar", {}, "invalid_layer"),
@@ -323,7 +323,9 @@ def test_every_error_has_its_own_code_and_a_status_that_says_whose_fault_it_is()
     assert len(set(codes)) == len(codes)
     for leaf in ARMED:
         status = status_of(leaf)
-        if issubclass(leaf, errors.UsageError | errors.MissingError):
+        if leaf is errors.ImageNotFound:  # a registry said so, of a name that the client sent
+            assert status == 422
+        elif issubclass(leaf, errors.UsageError | errors.MissingError):
             assert 400 <= status < 500, leaf
         elif issubclass(leaf, errors.UpstreamError | errors.IntegrityError):
             assert status in (502, 503, 504), leaf

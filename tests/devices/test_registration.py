@@ -170,7 +170,7 @@ async def test_two_devices_of_one_layer_take_one_pass(rig):
 FAILURES = [
     errors.RegistryUnreachable,
     errors.RegistryUnauthorized,
-    errors.ManifestNotFound,
+    errors.ImageNotFound,
     errors.PlatformNotFound,
     errors.ManifestMismatch,
     errors.AddressRefused,
@@ -330,7 +330,7 @@ async def test_one_registration_at_a_time_however_often_others_look(rig):
     assert (await rig.catalog.get("one")).state == "ready"
 
 
-@pytest.mark.parametrize("error", [None, errors.ManifestNotFound])
+@pytest.mark.parametrize("error", [None, errors.ImageNotFound])
 async def test_a_registration_that_another_process_just_finished_is_left_alone(rig, error):
     """What ``_resume`` read may be old when its turn comes."""
     rig.source.error = None if error is None else failure(error, "the reason")

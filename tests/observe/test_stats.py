@@ -160,7 +160,7 @@ async def test_statistics_are_of_what_was_read(gateway):
         0.75,
     )
     assert base["amplification"] > 1
-    assert (wrong["state"], wrong["error"]["code"]) == ("failed", "manifest_not_found")
+    assert (wrong["state"], wrong["error"]["code"]) == ("failed", "image_not_found")
 
 
 async def test_many_who_ask_at_once_cost_one_look(gateway, monkeypatch):

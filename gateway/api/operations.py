@@ -11,7 +11,7 @@ from fastapi.responses import PlainTextResponse
 
 from gateway import errors
 from gateway.api.context import services_of
-from gateway.api.problems import responses
+from gateway.api.problems import RETRY_AFTER_SECONDS, public_detail, responses
 from gateway.api.schemas import CacheDropped, CacheView, CheckView, HealthView, TierView
 from gateway.errors import BlockgateError
 from gateway.metrics import expose
@@ -85,7 +85,7 @@ async def readyz(request: Request, response: Response, verbose: Verbose = None) 
         await services.catalog.check()
         checks.append(CheckView(name="catalog", ok=True, detail="answers"))
     except BlockgateError as error:
-        checks.append(CheckView(name="catalog", ok=False, detail=error.detail))
+        checks.append(CheckView(name="catalog", ok=False, detail=public_detail(error.code, error.detail)))
     disk = services.disk
     checks.append(
         CheckView(
@@ -100,5 +100,6 @@ async def readyz(request: Request, response: Response, verbose: Verbose = None) 
     )
     if not all(check.ok for check in checks):
         response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
+        response.headers["retry-after"] = str(RETRY_AFTER_SECONDS)
     status = "draining" if draining else "ok" if all(check.ok for check in checks) else "failing"
     return HealthView(status=status, checks=checks if verbose is not None else [])

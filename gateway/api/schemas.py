@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from blockgate.names import content_path, data_path
+from gateway.api.problems import public_detail
 from gateway.recipes.records import DeviceRecord, DeviceSummary, Failure, Progress
 from gateway.recipes.segments import BLOCK_BYTES, SegmentKind
 from gateway.recipes.spec import Layout
@@ -223,7 +224,7 @@ def progress_view(progress: Progress | None) -> ProgressView | None:
         phase=progress.phase,
         done=progress.done,
         total=progress.total,
-        error=_failure(progress.error),
+        error=failure_view(progress.error),
         attempt=progress.attempt,
         retry_at=retry_at,
     )
@@ -267,12 +268,15 @@ def _condition(
         "block_size": BLOCK_BYTES,
         "data_url": f"{base_url.rstrip('/')}{path}",
         "progress": progress_view(progress),
-        "error": _failure(error),
+        "error": failure_view(error),
     }
 
 
-def _failure(failure: Failure | None) -> FailureView | None:
-    return None if failure is None else FailureView(code=failure.code, detail=failure.detail)
+def failure_view(failure: Failure | None) -> FailureView | None:
+    """Why a device is not as it should be, in a text for clients."""
+    if failure is None:
+        return None
+    return FailureView(code=failure.code, detail=public_detail(failure.code, failure.detail))
 
 
 def _config(text: str | None) -> dict[str, Any] | None:

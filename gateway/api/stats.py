@@ -13,7 +13,7 @@ from fastapi import APIRouter, Path, Request, Response
 from gateway import __version__, errors, metrics
 from gateway.api.context import services_of
 from gateway.api.problems import responses
-from gateway.api.schemas import FailureView, SegmentView, progress_view
+from gateway.api.schemas import SegmentView, failure_view, progress_view
 from gateway.api.stats_schemas import (
     BytesView,
     CachesView,
@@ -39,7 +39,7 @@ from gateway.observe.observation import (
     Overview,
 )
 from gateway.observe.timeline import SLOT_SECONDS
-from gateway.recipes.records import DeviceSummary
+from gateway.recipes.records import DeviceSummary, Failure
 from gateway.recipes.states import State
 from gateway.spans.tier import Origin
 
@@ -279,16 +279,14 @@ def _upstream(numbers: Numbers) -> list[UpstreamView]:
 def _device(device: DeviceSummary, overview: Overview) -> DeviceStats:
     sent = dict.fromkeys(Origin, 0)
     fetched = 0
-    trouble: tuple[str, str] | None = None
+    trouble = device.failure
     for worker in overview.workers:
         held = worker.devices.get(device.name)
         if held is not None and held.etag == device.etag:
             fetched += held.fetched_bytes
-            trouble = trouble or held.error
+            trouble = trouble or (Failure(*held.error) if held.error else None)
             for origin in Origin:
                 sent[origin] += held.served.get(origin.value, 0)
-    if device.failure is not None:
-        trouble = device.failure.code, device.failure.detail
     total, cold = sum(sent.values()), sent[Origin.UPSTREAM]
     return DeviceStats(
         name=device.name,
@@ -302,7 +300,7 @@ def _device(device: DeviceSummary, overview: Overview) -> DeviceStats:
         hit_ratio=_share(total - cold, total),
         amplification=_share(fetched, cold),
         progress=progress_view(device.progress),
-        error=FailureView(code=trouble[0], detail=trouble[1]) if trouble else None,
+        error=failure_view(trouble),
         created_at=device.created_at,
     )
 

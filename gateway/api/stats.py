@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Literal
@@ -11,9 +9,8 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Path, Request, Response
 
 from gateway import __version__, errors, metrics
-from gateway.api.context import services_of
 from gateway.api.problems import responses
-from gateway.api.schemas import SegmentView, failure_view, progress_view
+from gateway.api.schemas import FailureView, ProgressView, SegmentView
 from gateway.api.stats_schemas import (
     BytesView,
     CachesView,
@@ -28,6 +25,7 @@ from gateway.api.stats_schemas import (
     TrafficView,
     UpstreamView,
 )
+from gateway.api.worker import worker_of
 from gateway.metrics import Histogram, Numbers, quantile
 from gateway.observe.nodes import SILENT_SECONDS, NodeRecord
 from gateway.observe.observation import (
@@ -35,7 +33,6 @@ from gateway.observe.observation import (
     ERRORS_COLUMN,
     ORIGIN_COLUMN,
     REQUESTS_COLUMN,
-    Observation,
     Overview,
 )
 from gateway.observe.timeline import SLOT_SECONDS
@@ -44,36 +41,17 @@ from gateway.recipes.states import State
 from gateway.spans.tier import Origin
 
 _RECENT_SLOTS = 6
-_SHARED_SECONDS = 0.5
 
 router = APIRouter(tags=["observation"])
 
 Name = Annotated[str, Path(description="Device name: `[a-z0-9][a-z0-9._-]{0,127}`", max_length=200)]
 
 
-class _Shared:
-    """One view for all who ask within half a second: many dashboards cost no more than one."""
-
-    def __init__(self) -> None:
-        self._lock = asyncio.Lock()
-        self._made: tuple[float, StatsView] | None = None
-
-    async def get(self, observation: Observation) -> StatsView:
-        async with self._lock:
-            if self._made is None or time.monotonic() - self._made[0] > _SHARED_SECONDS:
-                self._made = time.monotonic(), _view(await observation.overview())
-            return self._made[1]
-
-
 @router.get("/v1/stats")
 async def stats(request: Request, response: Response) -> StatsView:
     """What the dashboard draws, of all workers; half a second old at most."""
-    state = request.app.state
-    if not hasattr(state, "shared_stats"):
-        state.shared_stats = _Shared()
-    shared: _Shared = state.shared_stats
     response.headers["cache-control"] = "no-store"
-    return await shared.get(state.observation)
+    return await worker_of(request).stats.get()
 
 
 @router.get(
@@ -88,17 +66,14 @@ async def stats(request: Request, response: Response) -> StatsView:
 )
 async def device_map(name: Name, request: Request, response: Response) -> MapView:
     """Where the bytes of a device are, and how often each stretch was read: at most 2048 cells."""
-    observation: Observation = request.app.state.observation
-    device = await services_of(request).shelf.get(name)
-    cells = await observation.map(device)
+    worker = worker_of(request)
+    device = await worker.services.shelf.get(name)
+    cells = await worker.observation.map(device)
     response.headers["cache-control"] = "no-store"
     return MapView(
         name=name,
         size=device.size,
-        segments=[
-            SegmentView(kind=s.kind, offset=s.offset, length=s.length, digest=s.digest)
-            for s in device.segments
-        ],
+        segments=[SegmentView.model_validate(segment) for segment in device.segments],
         cells=CellsView(
             offset=[cell.offset for cell in cells],
             length=[cell.length for cell in cells],
@@ -110,7 +85,8 @@ async def device_map(name: Name, request: Request, response: Response) -> MapVie
     )
 
 
-def _view(overview: Overview) -> StatsView:
+def view(overview: Overview) -> StatsView:
+    """What the dashboard draws."""
     numbers = overview.numbers
     upstream = _upstream(numbers)
     return StatsView(
@@ -126,10 +102,7 @@ def _view(overview: Overview) -> StatsView:
         upstream=upstream,
         devices=[_device(device, overview) for device in overview.devices or []],
         nodes=[_node(node, overview.now) for node in overview.nodes],
-        events=[
-            EventView(at=_moment(event.at), level=event.level, text=event.text, device=event.device)
-            for event in overview.events
-        ],
+        events=[EventView.model_validate(event) for event in overview.events],
     )
 
 
@@ -299,8 +272,8 @@ def _device(device: DeviceSummary, overview: Overview) -> DeviceStats:
         served_bytes=total,
         hit_ratio=_share(total - cold, total),
         amplification=_share(fetched, cold),
-        progress=progress_view(device.progress),
-        error=failure_view(trouble),
+        progress=ProgressView.model_validate(device.progress) if device.progress else None,
+        error=FailureView.model_validate(trouble) if trouble else None,
         created_at=device.created_at,
     )
 

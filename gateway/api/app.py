@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from blockgate.names import DATA_PATH
 from gateway import __version__, errors
 from gateway.api import artifacts, credentials, dashboard, devices, images, nodes, operations, problems, stats
+from gateway.api.connection import ADMISSION
 from gateway.api.data import DataEndpoint
 from gateway.api.edge import Edge, Net
 from gateway.api.openapi import PATHS, document
@@ -67,7 +68,7 @@ def create_app(settings: Settings) -> FastAPI:
     data = DataEndpoint(counts, private=bool(settings.tokens), cors_origins=settings.cors_origins)
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         services = await Services.open(settings)
         data.shelf = services.shelf
         observation = Observation(services, counts)
@@ -78,7 +79,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.state.worker = Worker(services, observation, Shared(seen))
         try:
             await observation.start()
-            yield
+            yield {ADMISSION: services.store.admission}
         finally:
             await observation.aclose()
             await services.aclose()

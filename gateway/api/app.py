@@ -20,7 +20,6 @@ from gateway.api.connection import ADMISSION
 from gateway.api.data import DataEndpoint
 from gateway.api.edge import Edge, Net
 from gateway.api.openapi import PATHS, document
-from gateway.api.stats_schemas import StatsView
 from gateway.api.worker import Shared, Worker
 from gateway.config import Settings
 from gateway.errors import BlockgateError
@@ -30,8 +29,8 @@ from gateway.services import Services
 
 _DESCRIPTION = """Container images as devices: verified byte ranges of unmodified images that stay in their registry.
 
-Register a device with `PUT /v1/devices/{name}`, wait until its state is `ready`, then read
-`/v1/devices/{name}/data` with Range requests. Every error is an RFC 9457 problem document with a stable `code`."""
+Register a device with `PUT /v1/devices/{name}`, wait until its state is `ready`, then read its `data_url`
+with Range requests. Every error is an RFC 9457 problem document with a stable `code`."""
 
 _ROUTERS = (
     devices.router,
@@ -72,11 +71,7 @@ def create_app(settings: Settings) -> FastAPI:
         services = await Services.open(settings)
         data.shelf = services.shelf
         observation = Observation(services, counts)
-
-        async def seen() -> StatsView:
-            return stats.view(await observation.overview())
-
-        app.state.worker = Worker(services, observation, Shared(seen))
+        app.state.worker = Worker(services, observation, Shared(lambda: stats.document(observation)))
         try:
             await observation.start()
             yield {ADMISSION: services.store.admission}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Literal
@@ -26,6 +27,7 @@ from gateway.api.stats_schemas import (
     UpstreamView,
 )
 from gateway.api.worker import worker_of
+from gateway.devices.device import Device
 from gateway.metrics import Histogram, Numbers, quantile
 from gateway.observe.nodes import SILENT_SECONDS, NodeRecord
 from gateway.observe.observation import (
@@ -33,8 +35,10 @@ from gateway.observe.observation import (
     ERRORS_COLUMN,
     ORIGIN_COLUMN,
     REQUESTS_COLUMN,
+    Observation,
     Overview,
 )
+from gateway.observe.spanmap import Cell
 from gateway.observe.timeline import SLOT_SECONDS
 from gateway.recipes.records import DeviceSummary, Failure
 from gateway.recipes.states import State
@@ -47,15 +51,15 @@ router = APIRouter(tags=["observation"])
 Name = Annotated[str, Path(description="Device name: `[a-z0-9][a-z0-9._-]{0,127}`", max_length=200)]
 
 
-@router.get("/v1/stats")
-async def stats(request: Request, response: Response) -> StatsView:
+@router.get("/v1/stats", response_model=StatsView)
+async def stats(request: Request) -> Response:
     """What the dashboard draws, of all workers; half a second old at most."""
-    response.headers["cache-control"] = "no-store"
-    return await worker_of(request).stats.get()
+    return _document(await worker_of(request).stats.get())
 
 
 @router.get(
     "/v1/devices/{name}/map",
+    response_model=MapView,
     responses=responses(
         errors.DeviceNotFound,
         errors.DeviceNotReady,
@@ -64,14 +68,21 @@ async def stats(request: Request, response: Response) -> StatsView:
         errors.StorageError,
     ),
 )
-async def device_map(name: Name, request: Request, response: Response) -> MapView:
+async def device_map(name: Name, request: Request) -> Response:
     """Where the bytes of a device are, and how often each stretch was read: at most 2048 cells."""
     worker = worker_of(request)
     device = await worker.services.shelf.get(name)
     cells = await worker.observation.map(device)
-    response.headers["cache-control"] = "no-store"
+    return _document(await asyncio.to_thread(lambda: _map(device, cells).model_dump_json()))
+
+
+def _document(text: str) -> Response:
+    return Response(text, media_type="application/json", headers={"cache-control": "no-store"})
+
+
+def _map(device: Device, cells: list[Cell]) -> MapView:
     return MapView(
-        name=name,
+        name=device.name,
         size=device.size,
         segments=[SegmentView.model_validate(segment) for segment in device.segments],
         cells=CellsView(
@@ -85,8 +96,13 @@ async def device_map(name: Name, request: Request, response: Response) -> MapVie
     )
 
 
-def view(overview: Overview) -> StatsView:
-    """What the dashboard draws."""
+async def document(observation: Observation) -> str:
+    """What ``/v1/stats`` answers. With many devices it is large, so it is written off the event loop."""
+    overview = await observation.overview()
+    return await asyncio.to_thread(lambda: _view(overview).model_dump_json())
+
+
+def _view(overview: Overview) -> StatsView:
     numbers = overview.numbers
     upstream = _upstream(numbers)
     return StatsView(

@@ -10,7 +10,6 @@ from typing import Generic, TypeVar
 
 from fastapi import Request
 
-from gateway.api.stats_schemas import StatsView
 from gateway.observe.observation import Observation
 from gateway.services import Services
 
@@ -45,7 +44,8 @@ class Worker:
 
     services: Services
     observation: Observation
-    stats: Shared[StatsView]
+    stats: Shared[str]
+    """What ``/v1/stats`` answers: many dashboards cost no more than one."""
     draining: bool = False
 
 

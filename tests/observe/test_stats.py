@@ -33,7 +33,7 @@ async def read(gateway, name, start, stop):
 
 
 async def stats(gateway):
-    gateway.app.state.__dict__.get("_state", {}).pop("shared_stats", None)
+    gateway.worker.stats.forget()
     answer = await gateway.client.get("/v1/stats")
     assert answer.status_code == 200, answer.text
     return answer.json()
@@ -165,7 +165,7 @@ async def test_statistics_are_of_what_was_read(gateway):
 
 
 async def test_many_who_ask_at_once_cost_one_look(gateway, monkeypatch):
-    observation = gateway.app.state.observation
+    observation = gateway.worker.observation
     looks = 0
     overview = observation.overview
 

@@ -99,7 +99,9 @@ def test_a_table_without_its_digest_is_damaged(index, files, change):
 
 
 @pytest.mark.parametrize(
-    "facts", [b"", b"{}", b"[]", b'{"blob": 1}', b"\xff"], ids=["empty", "object", "list", "a field", "no text"]
+    "facts",
+    [b"", b"{}", b"[]", b'{"blob": 1}', b"\xff"],
+    ids=["empty", "object", "list", "a field", "no text"],
 )
 def test_facts_that_cannot_be_understood_are_damaged_whatever_their_digest(index, files, facts):
     with pytest.raises(IndexDamaged, match="cannot be understood"):

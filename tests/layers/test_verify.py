@@ -79,7 +79,9 @@ def test_a_flipped_bit_of_the_blob_is_refused(parts, data):
 def test_a_wrong_window_is_refused_by_the_digest(parts):
     span, fetched, window, following = parts[1]
     with pytest.raises(IndexDamaged):
-        decode_span(GZIP, span, fetched, bytes(b ^ 0xFF for b in window), following, first=False, where="here")
+        decode_span(
+            GZIP, span, fetched, bytes(b ^ 0xFF for b in window), following, first=False, where="here"
+        )
 
 
 def test_a_window_cut_short_is_refused(parts):

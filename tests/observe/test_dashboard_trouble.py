@@ -140,7 +140,8 @@ def test_a_registration_that_waits_says_for_what_and_until_when(page, gateway):
     progress = told["progress"]
     until = page.evaluate("at => new Date(at).toLocaleTimeString('en-GB')", progress["retry_at"])
     assert (
-        shown.locator("small").text_content() == f"waiting after attempt {progress['attempt']}, next at {until}"
+        shown.locator("small").text_content()
+        == f"waiting after attempt {progress['attempt']}, next at {until}"
     )
     error = progress["error"]
     assert shown.locator(".trouble").text_content() == f"{error['code']}: {error['detail']}"

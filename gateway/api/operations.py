@@ -66,7 +66,7 @@ async def metrics(request: Request, accept: Annotated[str, Header()] = "") -> Re
     """Metrics for Prometheus."""
     observation: Observation = request.app.state.observation
     numbers = await observation.numbers()
-    body, content_type = expose(numbers, accept)
+    body, content_type = await asyncio.to_thread(expose, numbers, accept)
     return Response(body, headers={"content-type": content_type, "cache-control": "no-store"})
 
 

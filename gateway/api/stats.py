@@ -28,6 +28,7 @@ from gateway.api.stats_schemas import (
     TrafficView,
     UpstreamView,
 )
+from gateway.devices.device import Device
 from gateway.metrics import Histogram, Numbers, quantile
 from gateway.observe.nodes import SILENT_SECONDS, NodeRecord
 from gateway.observe.observation import (
@@ -38,6 +39,7 @@ from gateway.observe.observation import (
     Observation,
     Overview,
 )
+from gateway.observe.spanmap import Cell
 from gateway.observe.timeline import SLOT_SECONDS
 from gateway.recipes.records import DeviceSummary
 from gateway.recipes.states import State
@@ -45,6 +47,7 @@ from gateway.spans.tier import Origin
 
 _RECENT_SLOTS = 6
 _SHARED_SECONDS = 0.5
+_NAMED = 3
 
 router = APIRouter(tags=["observation"])
 
@@ -52,32 +55,33 @@ Name = Annotated[str, Path(description="Device name: `[a-z0-9][a-z0-9._-]{0,127}
 
 
 class _Shared:
-    """One view for all who ask within half a second: many dashboards cost no more than one."""
+    """One document for all who ask within half a second: many dashboards cost no more than one."""
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
-        self._made: tuple[float, StatsView] | None = None
+        self._made: tuple[float, str] | None = None
 
-    async def get(self, observation: Observation) -> StatsView:
+    async def get(self, observation: Observation) -> str:
         async with self._lock:
             if self._made is None or time.monotonic() - self._made[0] > _SHARED_SECONDS:
-                self._made = time.monotonic(), _view(await observation.overview())
+                overview, began = await observation.overview(), time.monotonic()
+                self._made = began, await asyncio.to_thread(lambda: _view(overview).model_dump_json())
             return self._made[1]
 
 
-@router.get("/v1/stats")
-async def stats(request: Request, response: Response) -> StatsView:
+@router.get("/v1/stats", response_model=StatsView)
+async def stats(request: Request) -> Response:
     """What the dashboard draws, of all workers; half a second old at most."""
     state = request.app.state
     if not hasattr(state, "shared_stats"):
         state.shared_stats = _Shared()
     shared: _Shared = state.shared_stats
-    response.headers["cache-control"] = "no-store"
-    return await shared.get(state.observation)
+    return _document(await shared.get(state.observation))
 
 
 @router.get(
     "/v1/devices/{name}/map",
+    response_model=MapView,
     responses=responses(
         errors.DeviceNotFound,
         errors.DeviceNotReady,
@@ -86,14 +90,21 @@ async def stats(request: Request, response: Response) -> StatsView:
         errors.StorageError,
     ),
 )
-async def device_map(name: Name, request: Request, response: Response) -> MapView:
+async def device_map(name: Name, request: Request) -> Response:
     """Where the bytes of a device are, and how often each stretch was read: at most 2048 cells."""
     observation: Observation = request.app.state.observation
     device = await services_of(request).shelf.get(name)
     cells = await observation.map(device)
-    response.headers["cache-control"] = "no-store"
+    return _document(await asyncio.to_thread(lambda: _map(device, cells).model_dump_json()))
+
+
+def _document(text: str) -> Response:
+    return Response(text, media_type="application/json", headers={"cache-control": "no-store"})
+
+
+def _map(device: Device, cells: list[Cell]) -> MapView:
     return MapView(
-        name=name,
+        name=device.name,
         size=device.size,
         segments=[
             SegmentView(kind=s.kind, offset=s.offset, length=s.length, digest=s.digest)
@@ -124,6 +135,7 @@ def _view(overview: Overview) -> StatsView:
         series=_series(overview),
         caches=_caches(numbers),
         upstream=upstream,
+        devices_total=sum(overview.counts.values()),
         devices=[_device(device, overview) for device in overview.devices or []],
         nodes=[_node(node, overview.now) for node in overview.nodes],
         events=[
@@ -146,14 +158,14 @@ def status_of(
         reasons.append(f"{_count(round(failures), 'integrity failure')} since the start")
     quarantined = overview.counts.get(State.QUARANTINED, 0)
     if quarantined:
-        names = [device.name for device in overview.devices or [] if device.state is State.QUARANTINED]
-        reasons.append(f"{_count(quarantined, 'device')} quarantined ({_few(names)})")
+        names = _few(overview.quarantined, quarantined)
+        reasons.append(f"{_count(quarantined, 'device')} quarantined ({names})")
     if overview.degraded:
-        names = sorted(overview.degraded)
-        reasons.append(f"{_count(len(names), 'device')} degraded ({_few(names)})")
+        degraded = sorted(overview.degraded)
+        reasons.append(f"{_count(len(degraded), 'device')} degraded ({_few(degraded, len(degraded))})")
     hosts = [entry.registry for entry in upstream if entry.breaker == "open"]
     if hosts:
-        reasons.append(f"{_few(hosts)} does not answer")
+        reasons.append(f"{_few(hosts, len(hosts))} does not answer")
     if failed_reads:
         reasons.append(f"{_count(failed_reads, 'read')} failed in the last half minute")
     if overview.devices is None:
@@ -329,5 +341,6 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")  # noqa: PLR2004
+def _few(names: list[str], total: int) -> str:
+    shown = names[:_NAMED]
+    return ", ".join(shown) + (f" and {total - len(shown)} more" if total > len(shown) else "")

@@ -92,7 +92,7 @@ function render(stats) {
   renderCharts(stats.series, stats.bytes);
   renderUpstream(stats.upstream);
   renderCaches(stats.caches, stats.bytes);
-  devices.update(stats.devices);
+  devices.update(stats.devices, stats.devices_total);
   renderNodes(stats.nodes, new Date(stats.generated_at));
   renderEvents(stats.events);
 }

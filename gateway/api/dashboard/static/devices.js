@@ -2,7 +2,7 @@
 
 import { call, devicePath } from "./api.js";
 import { element, hide, keyed, show } from "./dom.js";
-import { bytes, clock, percent, ratio } from "./format.js";
+import { bytes, clock, percent, ratio, whole } from "./format.js";
 import { DeviceMap } from "./map.js";
 
 const TONES = { ready: "good", indexing: "warn", failed: "bad", quarantined: "bad" };
@@ -31,8 +31,10 @@ export class Devices {
     }, MAP_MILLISECONDS);
   }
 
-  update(devices) {
+  update(devices, total) {
     hide("devices-empty", devices.length > 0);
+    hide("devices-more", total <= devices.length);
+    show("devices-more", `The first ${whole(devices.length)} of ${whole(total)} devices by name. GET /v1/devices has all of them.`);
     this.table.hidden = devices.length === 0;
     keyed(
       this.table,

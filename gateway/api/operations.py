@@ -64,7 +64,7 @@ async def drop(request: Request) -> CacheDropped:
 async def metrics(request: Request, accept: Annotated[str, Header()] = "") -> Response:
     """Metrics for Prometheus."""
     numbers = await worker_of(request).observation.numbers()
-    body, content_type = expose(numbers, accept)
+    body, content_type = await asyncio.to_thread(expose, numbers, accept)
     return Response(body, headers={"content-type": content_type, "cache-control": "no-store"})
 
 

@@ -45,6 +45,7 @@ from gateway.recipes.states import State
 from gateway.spans.tier import Origin
 
 _RECENT_SLOTS = 6
+_NAMED = 3
 
 router = APIRouter(tags=["observation"])
 
@@ -116,6 +117,7 @@ def _view(overview: Overview) -> StatsView:
         series=_series(overview),
         caches=_caches(numbers),
         upstream=upstream,
+        devices_total=sum(overview.counts.values()),
         devices=[_device(device, overview) for device in overview.devices or []],
         nodes=[_node(node, overview.now) for node in overview.nodes],
         events=[EventView.model_validate(event) for event in overview.events],
@@ -135,14 +137,14 @@ def status_of(
         reasons.append(f"{_count(round(failures), 'integrity failure')} since the start")
     quarantined = overview.counts.get(State.QUARANTINED, 0)
     if quarantined:
-        names = [device.name for device in overview.devices or [] if device.state is State.QUARANTINED]
-        reasons.append(f"{_count(quarantined, 'device')} quarantined ({_few(names)})")
+        names = _few(overview.quarantined, quarantined)
+        reasons.append(f"{_count(quarantined, 'device')} quarantined ({names})")
     if overview.degraded:
-        names = sorted(overview.degraded)
-        reasons.append(f"{_count(len(names), 'device')} degraded ({_few(names)})")
+        degraded = sorted(overview.degraded)
+        reasons.append(f"{_count(len(degraded), 'device')} degraded ({_few(degraded, len(degraded))})")
     hosts = [entry.registry for entry in upstream if entry.breaker == "open"]
     if hosts:
-        reasons.append(f"{_few(hosts)} does not answer")
+        reasons.append(f"{_few(hosts, len(hosts))} does not answer")
     if failed_reads:
         reasons.append(f"{_count(failed_reads, 'read')} failed in the last half minute")
     if overview.devices is None:
@@ -316,5 +318,6 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")  # noqa: PLR2004
+def _few(names: list[str], total: int) -> str:
+    shown = names[:_NAMED]
+    return ", ".join(shown) + (f" and {total - len(shown)} more" if total > len(shown) else "")

@@ -143,7 +143,10 @@ class StatsView(BaseModel):
     series: SeriesView
     caches: CachesView
     upstream: list[UpstreamView]
-    devices: list[DeviceStats]
+    devices_total: int = Field(description="How many devices there are")
+    devices: list[DeviceStats] = Field(
+        description="The first 100 by name; `GET /v1/devices` has all, page by page"
+    )
     nodes: list[NodeView]
     events: list[EventView]
 

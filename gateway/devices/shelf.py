@@ -157,7 +157,8 @@ class Shelf:
         found = {}
         for held in self._by_uid.values():
             for layer in held.device.layers:
-                error = None if layer is None else layer.trouble
+                # Nearly always there is none: this is looked at for each list of devices.
+                error = None if layer is None or layer.error is None else layer.trouble
                 if error is not None:
                     found[held.record.name] = Failure(error.code, error.detail)
                     break
@@ -167,7 +168,8 @@ class Shelf:
         """Bytes that all devices gave out since the start, those no longer open included."""
         total = Counter(self._closed)
         for served in (*self._closing, *(held.device.served for held in self._by_uid.values())):
-            total.update(served)
+            for origin, count in served.items():
+                total[origin] += count
         return total
 
     async def aclose(self) -> None:

@@ -26,7 +26,7 @@ from gateway.errors import (
     SpanMismatch,
 )
 from gateway.layers.index import LayerIndex
-from gateway.layers.key import LayerKey, SpanKey
+from gateway.layers.key import SpanKey
 from gateway.layers.verify import decode_span
 from gateway.metrics import Histogram
 from gateway.spans.flights import Admission, Flight, Flights
@@ -165,13 +165,9 @@ class SpanStore:
 
         flight.future.add_done_callback(landed)
 
-    def failed(self, layer: LayerKey) -> set[int]:
-        """Numbers of the spans of a layer that could not be had when they were last asked for."""
-        return {
-            key.span
-            for key, state in self._states.items()
-            if state is SpanState.FAILED and key.cut == layer.cut and key.blob == layer.blob
-        }
+    def states(self) -> list[tuple[SpanKey, SpanState]]:
+        """How spans stand of which there is something to remember: a copy."""
+        return list(self._states.items())
 
     async def drop(self) -> int:
         """Forget everything that can be fetched again, what is just being written included. Returns the bytes freed."""

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import shutil
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -70,7 +70,7 @@ class FolderStore:
     def sweep(self, rows: Mapping[LayerKey, IndexRow]) -> int:
         """Remove every attempt that is not the one that counts; blocking, while no other process works here."""
         removed = 0
-        for path in self._root.glob("*/*/*"):
+        for path in list(self._attempts()):
             key = LayerKey(f"sha256:{path.parent.parent.name}", path.parent.name)
             row = rows.get(key)
             # What cannot be read just now is kept: nothing is concluded from that.
@@ -79,6 +79,17 @@ class FolderStore:
                     self._drop(key, path.name)
                     removed += 1
         return removed
+
+    def _attempts(self) -> Iterator[Path]:
+        """Every attempt that can be seen."""
+        folders = [self._root]
+        for _ in range(3):
+            found: list[Path] = []
+            for folder in folders:
+                with suppress(StorageError):
+                    found += _inside(folder)
+            folders = found
+        yield from folders
 
     def _find(self, key: LayerKey, row: IndexRow) -> Path:
         """Where the attempt lies here, under its own name or as this machine's equal copy of one that another replica made.

@@ -8,11 +8,14 @@ further ones. Only transports that are paused are looked at: a client that reads
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from gateway.spans.flights import Admission
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application
 
 ADMISSION = "admission"
 """Where the lifespan's state has the ``Admission`` that connections count in."""
@@ -30,6 +33,8 @@ class Connection(HttpToolsProtocol):
     _timer: asyncio.TimerHandle | None = None
     _in_head = False
     _waiting_bytes = 0
+    # uvicorn tells only the latest request that its client is gone; with pipelining that need not be the one being answered.
+    _running: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client connected; its first request's head is due."""
@@ -40,6 +45,10 @@ class Connection(HttpToolsProtocol):
         """The connection ended, whoever ended it."""
         self._disarm()
         self._count(0)
+        running = self._running
+        if running is not None and not running.response_complete:
+            running.disconnected = True
+            running.message_event.set()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -69,6 +78,10 @@ class Connection(HttpToolsProtocol):
         if self._timer is not None:
             self._disarm()
         super().on_headers_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _count(self, waiting_bytes: int) -> None:
         if waiting_bytes != self._waiting_bytes:

@@ -38,6 +38,7 @@ def _base(request: Request) -> str:
 
 
 def _trouble(request: Request) -> dict[str, Failure]:
+    """Why bytes of ready devices cannot be had, by name."""
     return worker_of(request).observation.trouble()
 
 
@@ -73,7 +74,7 @@ async def register(name: Name, spec: DeviceSpec, request: Request, response: Res
         services.registrar.begin(record)
     response.status_code = HTTPStatus.ACCEPTED if record.state is State.INDEXING else HTTPStatus.OK
     response.headers["location"] = f"/v1/devices/{name}"
-    return view(record, _base(request))
+    return view(record, _base(request), _trouble(request).get(name))
 
 
 @router.get("", responses=responses(errors.InvalidRequest, errors.StorageError))
@@ -137,7 +138,7 @@ async def _follow(request: Request, record: DeviceRecord) -> AsyncIterator[str]:
     quiet = 0
     uid = record.uid
     while True:
-        text = view(record, base_url).model_dump_json()
+        text = view(record, base_url, _trouble(request).get(record.name)).model_dump_json()
         if text != shown:
             yield f"event: device\ndata: {text}\n\n"
             shown, quiet = text, 0

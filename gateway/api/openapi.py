@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 
 from blockgate.names import CONTENT_PATH, DATA_PATH
 from gateway import errors
-from gateway.api.problems import MEDIA_TYPE, status_of
+from gateway.api.problems import MEDIA_TYPE, fields_of, status_of
 
 PATHS = (DATA_PATH, CONTENT_PATH)
 
@@ -166,6 +166,6 @@ def _failures(*, content: bool) -> dict[str, Any]:
     for kind in (*(_BY_CONTENT if content else _BY_NAME), *_FAILURES):
         by_status.setdefault(str(status_of(kind)), []).append(f"`{kind.code}`")
     return {
-        status: {"description": ", ".join(codes), "content": _PROBLEM}
+        status: {"description": ", ".join(codes), "content": _PROBLEM, **fields_of(int(status))}
         for status, codes in sorted(by_status.items())
     }

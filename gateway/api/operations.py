@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 
 from gateway import errors
-from gateway.api.problems import RETRY_AFTER_SECONDS, public_detail, responses
+from gateway.api.problems import RETRY_AFTER_SECONDS, fields_of, public_detail, responses
 from gateway.api.schemas import CacheDropped, CacheView, CheckView, HealthView, TierView
 from gateway.api.worker import worker_of
 from gateway.errors import BlockgateError
@@ -74,7 +74,11 @@ async def livez() -> HealthView:
     return HealthView(status="ok")
 
 
-@router.get("/readyz", tags=["health"], responses={503: {"model": HealthView, "description": "Not ready"}})
+@router.get(
+    "/readyz",
+    tags=["health"],
+    responses={503: {"model": HealthView, "description": "Not ready", **fields_of(503)}},
+)
 async def readyz(request: Request, response: Response, verbose: Verbose = None) -> HealthView:
     """Ready to serve: the catalog answers, and the process is not draining. A registry that is down does not matter."""
     worker = worker_of(request)

@@ -123,13 +123,20 @@ def render(error: BlockgateError) -> tuple[int, list[tuple[bytes, bytes]], bytes
     return shown.status, headers, body
 
 
+def fields_of(status: int) -> dict[str, Any]:
+    """OpenAPI ``headers`` that every problem of this status has."""
+    if status != HTTPStatus.SERVICE_UNAVAILABLE:
+        return {}
+    return {"headers": {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds to wait"}}}
+
+
 def responses(*kinds: type[BlockgateError]) -> dict[int | str, dict[str, Any]]:
     """OpenAPI ``responses`` of an operation that may end in these errors."""
     by_status: dict[int | str, dict[str, Any]] = {}
     for kind in kinds:
         status = status_of(kind)
         entry = by_status.setdefault(
-            status, {"model": Problem, "description": "", "content": {MEDIA_TYPE: {}}}
+            status, {"model": Problem, "description": "", "content": {MEDIA_TYPE: {}}, **fields_of(status)}
         )
         entry["description"] = ", ".join(filter(None, [entry["description"], f"`{kind.code}`"]))
     return by_status

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import socket
+import time
 from contextlib import asynccontextmanager
 
 import pytest
@@ -12,6 +15,7 @@ import uvloop
 from gateway.api import connection
 from gateway.api.connection import ADMISSION, Connection, JoiningTransport
 from gateway.spans.flights import Admission
+from tests.support.gateway import Gateway
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n"
 
@@ -199,3 +203,49 @@ def test_a_client_that_reads_is_not_counted_at_all():
             writer.close()
 
     asyncio.run(reads())
+
+
+def sending_bytes(gateway):
+    return int(
+        re.search(r"^blockgate_sending_bytes (\d+)", gateway.http.get("/metrics").text, re.MULTILINE)[1]
+    )
+
+
+def until(gateway, condition):
+    """Look again and again until the bytes that wait for clients are as wanted."""
+    deadline = time.monotonic() + 30
+    while not condition(sending_bytes(gateway)):
+        assert time.monotonic() < deadline
+
+
+def test_a_gateway_counts_clients_that_do_not_read_in_its_budget(tmp_path, images):
+    with Gateway(tmp_path, oci_roots=[images.parent]) as gateway:
+        body = {"source": {"image": f"oci:{images}:image"}, "layout": "tar", "layer": {"index": 0}}
+        assert gateway.register("base", body)["state"] == "ready"
+        assert sending_bytes(gateway) == 0
+        with socket.create_connection(("127.0.0.1", gateway.port)) as client:
+            # More than the kernel's buffers take.
+            client.sendall(b"GET /v1/devices/base/data HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+            until(gateway, lambda waiting: waiting > 0)
+        until(gateway, lambda waiting: waiting == 0)
+        assert "Traceback" not in gateway.log
+
+
+async def test_the_request_that_is_answered_hears_that_its_client_is_gone_though_others_wait_behind_it():
+    begun, heard = asyncio.Event(), []
+
+    async def app(scope, receive, _send):
+        begun.set()
+        message = await receive()
+        while message["type"] != "http.disconnect":
+            message = await receive()
+        heard.append(scope["path"])
+
+    async with listening(app, Admission(1 << 30)) as port, asyncio.timeout(30):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /first HTTP/1.1\r\nHost: x\r\n\r\nGET /second HTTP/1.1\r\nHost: x\r\n\r\n")
+        await begun.wait()
+        writer.transport.abort()
+        while not heard:
+            await asyncio.sleep(0)
+    assert heard == ["/first"]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from datetime import datetime
 
 import pytest
 
+from gateway.devices import shelf
 from gateway.errors import RegistryUnreachable
 from gateway.recipes.spec import DeviceSpec
-from tests.support.inprocess import BASE
+from tests.support.inprocess import BASE, UPPER
 
 SUMMARY = {
     "name",
@@ -165,3 +167,36 @@ async def test_a_failed_device_makes_room_for_another_specification(gateway):
     # A ready one does not.
     answer = await gateway.put("base", "none")
     assert (answer.status_code, answer.json()["code"]) == (409, "device_exists")
+
+
+async def test_a_read_whose_index_is_being_made_again_is_503_while_other_layers_are_served(
+    gateway, monkeypatch
+):
+    device = await gateway.add("app")
+    lost, kept = [segment for segment in device["segments"] if segment["kind"] in ("gzip", "tar")]
+    services, parts, go = gateway.services, gateway.services.registrar._parts, asyncio.Event()
+    shutil.rmtree(services.data.layers / lost["digest"].removeprefix("sha256:"))
+    restore = parts.restore
+
+    async def waits(*arguments):
+        await go.wait()
+        await restore(*arguments)
+
+    monkeypatch.setattr(parts, "restore", waits)
+    monkeypatch.setattr(shelf, "_PATIENCE_SECONDS", 0.01)
+
+    async def read(segment):
+        where = segment["offset"]
+        return await gateway.client.get(device["data_url"], headers={"range": f"bytes={where}-{where + 99}"})
+
+    answer = await read(lost)
+    assert (answer.status_code, answer.json()["code"]) == (503, "index_being_made")
+    assert int(answer.headers["retry-after"]) >= 1
+    assert str(services.data.root) not in answer.text
+    assert (await read(kept)).content == UPPER[:100]
+    shown = (await gateway.client.get("/v1/devices/app")).json()
+    assert (shown["state"], shown["etag"]) == ("ready", device["etag"])
+
+    go.set()
+    await gateway.settle()
+    assert (await read(lost)).content == BASE[:100]

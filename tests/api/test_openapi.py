@@ -97,6 +97,13 @@ def test_every_failure_is_documented_as_a_problem_with_its_codes(document):
                 assert "`" in answer["description"], (name, status)
 
 
+def test_every_503_documents_when_to_come_back(document):
+    for name, operation in operations(document):
+        answer = operation["responses"].get("503")
+        if answer and not name.startswith("HEAD"):
+            assert answer["headers"]["Retry-After"]["schema"] == {"type": "integer"}, name
+
+
 def test_no_operation_documents_the_frameworks_own_validation_answer(document):
     assert "HTTPValidationError" not in json.dumps(document)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
+import shutil
 import threading
 from itertools import pairwise
 
@@ -301,3 +303,51 @@ def test_a_file_that_cannot_be_read_is_a_miss_and_stays(tier, monkeypatch):
         broken.setattr(os, "fstat", fstat)
         assert tier.read(KEY, DIGEST) is None
     assert tier.read(KEY, DIGEST) == DATA
+
+
+def test_a_folder_that_somebody_emptied_is_made_again(tmp_path):
+    each = len(DATA) + HEADER_BYTES
+    tier = SpanFiles(tmp_path / "cache", 2 * each)
+    for number in range(5):
+        shutil.rmtree(tier.folder)
+        assert tier.write(KEY._replace(span=number), DATA, DIGEST)
+        assert tier.held(LAYER) == {number}
+    assert not tier.errors
+
+
+def test_a_process_that_hangs_as_it_evicts_holds_up_nobody(tmp_path):
+    """Reads share the threads on which writes would wait."""
+    each = len(DATA) + HEADER_BYTES
+    tier = SpanFiles(tmp_path, 2 * each)
+    for number in range(2):
+        tier.write(KEY._replace(span=number), DATA, DIGEST)
+    with (tmp_path / "evict.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert not tier.write(KEY._replace(span=2), DATA, DIGEST)
+    assert not tier.errors
+    assert not tier.bypassed
+    assert tier.write(KEY._replace(span=2), DATA, DIGEST)
+
+
+def test_what_is_written_while_all_is_dropped_is_counted(tier, monkeypatch):
+    tier.write(KEY._replace(span=8), DATA, DIGEST)
+    looks, threads = [], []
+    look = tier._files
+
+    def look_and_let_somebody_write():
+        found = look()
+        looks.append(len(found))
+        if looks == [1, 0]:  # all is removed, and is being measured
+            thread = threading.Thread(target=tier.write, args=(KEY, DATA, DIGEST))
+            thread.start()
+            threads.append(thread)
+            thread.join(0.2)
+        return found
+
+    with monkeypatch.context() as slow:
+        slow.setattr(tier, "_files", look_and_let_somebody_write)
+        tier.drop()
+        for thread in threads:
+            thread.join()
+    assert threads
+    assert tier.used_bytes == len(DATA) + HEADER_BYTES == tier.measure()

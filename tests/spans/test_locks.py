@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import fcntl
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -146,3 +148,12 @@ async def test_who_holds_the_lock_of_a_shared_folder_looks_there_once_more(tmp_p
             assert not await is_free(other)
         assert await is_free(other)
         other.close()
+
+
+async def test_a_kernel_without_a_lock_to_give_costs_no_read(locks, monkeypatch):
+    def fail(*_args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "fcntl", fail)
+    async with asyncio.timeout(5), locks.hold(KEY) as waited:
+        assert waited is False

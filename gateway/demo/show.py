@@ -145,12 +145,20 @@ def _register(http: httpx.Client, console: Console, sample: Sample) -> None:
             raise DemoFailed(f"registering {name}: {answer.text}")
         with console.status(f"Indexing {name}") as status:
             while (device := http.get(f"/v1/devices/{name}").json())["state"] == "indexing":
-                done = device["progress"] or {"done": 0, "total": 0}
-                status.update(f"Indexing {name}: {done['done'] >> 20} of {done['total'] >> 20} MiB")
+                status.update(f"Indexing {name}: {progress_text(device['progress'])}")
                 time.sleep(0.1)
         if device["state"] != "ready":
             raise DemoFailed(f"device {name} is {device['state']}: {device['error']}")
         console.print(f"[green]✓[/] device {name}: {device['size'] >> 20} MiB, {device['verification']}")
+
+
+def progress_text(progress: dict[str, Any] | None) -> str:
+    """How far a registration is, or what it waits for."""
+    if progress is None:
+        return "it begins"
+    if progress.get("error") is not None:
+        return f"attempt {progress['attempt']} met {progress['error']['detail']}; it is tried again"
+    return f"{progress['done'] >> 20} of {progress['total'] >> 20} MiB"
 
 
 def _compare_ranges(http: httpx.Client, console: Console, sample: Sample) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from gateway.devices.catalog import Catalog, Generation
 
-from tests.support.inprocess import empty_catalog, quiet_logs
+from tests.support.catalogs import catalog, database, open_catalog  # noqa: F401 - fixtures
+from tests.support.inprocess import quiet_logs
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -19,33 +19,3 @@ def _logs():
 def executor():
     with ThreadPoolExecutor(4) as executor:
         yield executor
-
-
-@pytest.fixture
-def database(tmp_path):
-    """URL of an empty, migrated catalog."""
-    path = tmp_path / "catalog.sqlite"
-    path.write_bytes(empty_catalog())
-    return f"sqlite:///{path}"
-
-
-@pytest.fixture
-def open_catalog(tmp_path, database, executor):
-    """Opens the catalog once more, as another worker does."""
-    opened = []
-
-    def another():
-        generation = Generation(tmp_path / "generation")
-        catalog = Catalog(database, generation, executor)
-        opened.append((catalog, generation))
-        return catalog
-
-    yield another
-    for catalog, generation in opened:
-        catalog.close()
-        generation.close()
-
-
-@pytest.fixture
-def catalog(open_catalog):
-    return open_catalog()

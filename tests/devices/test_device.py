@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from gateway.devices.device import Device
 from gateway.errors import BlobNotFound, RangeNotSatisfiable, RegistryTimeout
 from gateway.recipes.segments import Piece, Segment, concatenate
-from gateway.spans.disk import DiskTier
+from gateway.layers.codec import GZIP, IDENTITY
+from gateway.spans.disk import DiskTier, SpanFiles
+from gateway.spans.flights import Admission
 from gateway.spans.locks import SpanLocks
 from gateway.spans.memory import MemoryTier
-from gateway.spans.store import Origin, SpanStore
+from gateway.spans.store import SpanStore
+from gateway.spans.tier import Origin
 from tests.support import gzips
 from tests.support.layers import MemoryBlob, content, failure, index_blob, layer_of
 
@@ -29,10 +32,10 @@ def made(tmp_path_factory):
     ):
         data = content(size, number + 10)
         blob = gzips.PURE[flavour](data)
-        found.append(("gzip", data, blob, index_blob(tmp_path_factory.mktemp("i"), blob, "gzip")))
+        found.append(("gzip", data, blob, asyncio.run(index_blob(tmp_path_factory.mktemp("i"), blob, GZIP))))
     for number, size in enumerate([1, 65_536, 150_000]):
         data = content(size, number + 20)
-        found.append(("raw", data, data, index_blob(tmp_path_factory.mktemp("i"), data, "raw")))
+        found.append(("raw", data, data, asyncio.run(index_blob(tmp_path_factory.mktemp("i"), data, IDENTITY))))
     return found
 
 
@@ -48,9 +51,8 @@ async def make_store(tmp_path, executor):
     stores = []
 
     def make(memory=64 << 20, **options):
-        store = SpanStore(
-            MemoryTier(memory), DiskTier(tmp_path / "cache", 64 << 20), locks, executor, **options
-        )
+        disk = DiskTier(SpanFiles(tmp_path / "cache", 64 << 20), locks, executor)
+        store = SpanStore(MemoryTier(memory), (disk,), Admission(1 << 30), executor, **options)
         stores.append(store)
         return store
 
@@ -69,17 +71,17 @@ def build(chosen, store, gaps=()):
             segments.append(Segment("zero", len(truth), gap))
             layers.append(None)
             truth += bytes(gap)
-        for segment in concatenate([Piece(kind, len(data), index.facts.blob, index.index_id)]):
-            moved = Segment(segment.kind, len(truth), segment.length, segment.digest, segment.index_id)
+        for segment in concatenate([Piece(kind, len(data), index.facts.blob, index.key.cut)]):
+            moved = Segment(segment.kind, len(truth), segment.length, segment.digest, segment.cut)
             segments.append(moved)
             if segment.kind == "zero":
                 layers.append(None)
                 truth += bytes(segment.length)
             else:
                 sources.append(MemoryBlob(blob))
-                layers.append(layer_of(index, sources[-1]))
+                layers.append(layer_of(index, sources[-1], store))
                 truth += data
-    return Device("device", segments, layers, store), truth, sources
+    return Device("device", '"tag"', segments, layers, store), truth, sources
 
 
 async def streamed(device, start, stop):
@@ -175,7 +177,7 @@ async def test_a_reader_that_goes_away_in_mid_stream_leaves_no_noise(make_store,
 
 async def test_a_random_reader_costs_exactly_what_it_asks_for(make_store, made):
     device, _, sources = build([made[0]], make_store())
-    table = device.layers[0].table
+    table = device.layers[0].index.table
     for start in (table.bounds(2)[0], 10, 100, 50, table.bounds(1)[0]):
         device.expect(start, start + 20)
         await device.read(start, 20)
@@ -189,7 +191,7 @@ async def test_a_sequential_reader_is_read_ahead_of(make_store, made):
         device.expect(start, start + 4096)
         await device.read(start, 4096)
     await sources[0].asked(3)
-    assert len(sources[0].reads) == device.layers[0].table.count
+    assert len(sources[0].reads) == device.layers[0].index.table.count
 
 
 async def test_reading_ahead_ends_where_the_segment_ends(make_store, made):
@@ -198,7 +200,7 @@ async def test_reading_ahead_ends_where_the_segment_ends(make_store, made):
     for start in range(0, end - 128, 128):
         device.expect(start, start + 128)
         await device.read(start, 128)
-    assert len(sources[0].reads) == device.layers[0].table.count
+    assert len(sources[0].reads) == device.layers[0].index.table.count
     assert sources[1].reads == [], "whoever reads metadata in order is not about to read the layer behind it"
     device.expect(end - 128, end)
     device.expect(end, end + 4096)

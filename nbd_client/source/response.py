@@ -12,7 +12,7 @@ from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
 from nbd_client.errors import (
-    NodeError,
+    BlockgateError,
     RangeIgnored,
     SourceChanged,
     SourceError,
@@ -225,14 +225,14 @@ def parse_retry_after(value: bytes | None, date: bytes | None) -> float | None:
     return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS)
 
 
-def traced(error: NodeError, trace_id: str) -> NodeError:
+def traced(error: BlockgateError, trace_id: str) -> BlockgateError:
     """The same error, its text ending with the trace id of the request that met it."""
     error.detail = f"{error.detail} (trace {trace_id})"
     error.args = (error.detail,)
     return error
 
 
-def named(error: NodeError, shown_url: str) -> NodeError:
+def named(error: BlockgateError, shown_url: str) -> BlockgateError:
     """The same error, its text beginning with the URL that it is about."""
     error.detail = f"{shown_url}: {error.detail}"
     error.args = (error.detail,)

@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from nbd_client.errors import NodeError, SourceTimeout, TruncatedBody
-from nbd_client.reader import Bytes, check_bounds
+from blockgate.reader import Bytes, check_bounds
+from nbd_client.errors import BlockgateError, SourceTimeout, TruncatedBody
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Attempts:
         """The time after which nothing is tried any more."""
         return self._deadline
 
-    def wait_after(self, error: NodeError, now: float) -> float | None:
+    def wait_after(self, error: BlockgateError, now: float) -> float | None:
         """Seconds until the next try, or None when there must be none.
 
         What the server asked for (Retry-After) is a minimum, not a maximum: below it, asking is rude and in
@@ -100,7 +100,7 @@ class RetryReader:
         return self._source.size
 
     async def read(self, offset: int, length: int) -> Bytes:
-        """Return ``length`` bytes from ``offset``. Raises ``OutOfRange`` or ``SourceError``."""
+        """Return ``length`` bytes from ``offset``. Raises ``RangeNotSatisfiable`` or ``SourceError``."""
         check_bounds(offset, length, self.size)
         if not length:
             return b""
@@ -113,7 +113,7 @@ class RetryReader:
                 received = await self._source.read_into(offset + filled, view[filled:], attempts.deadline)
                 filled += received
                 self.received_bytes += received
-            except NodeError as error:
+            except BlockgateError as error:
                 if isinstance(error, TruncatedBody):
                     filled += error.received
                     self.received_bytes += error.received

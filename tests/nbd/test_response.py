@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbd_client.errors import (
-    NodeError,
+    BlockgateError,
     RangeIgnored,
     SourceChanged,
     SourceOverloaded,
@@ -180,7 +180,7 @@ def test_any_bytes_are_a_head_or_an_error(raw):
         try:
             parsed = parse_head(candidate)
             accepted = check_range(parsed, 100, 100, PIN)
-        except NodeError:
+        except BlockgateError:
             continue
         assert 0 < accepted <= 100
 
@@ -197,7 +197,7 @@ def test_what_is_accepted_begins_where_it_was_asked_and_fits(start, last, total,
     answer = head(Content_Range=f"bytes {start}-{last}/{total}", Content_Length=str(length))
     try:
         accepted = check_range(answer, offset, count, PIN)
-    except NodeError:
+    except BlockgateError:
         return
     assert (start, total) == (offset, 1000)
     assert accepted == length == last - start + 1

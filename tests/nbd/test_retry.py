@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbd_client.errors import (
-    OutOfRange,
+    RangeNotSatisfiable,
     SourceChanged,
     SourceOverloaded,
     SourceRefused,
@@ -94,7 +94,7 @@ async def test_what_the_server_asks_for_is_waited_for():
 async def test_bounds_are_checked_and_nothing_is_asked_for_nothing():
     reading, source, _ = reader()
     assert await reading.read(len(CONTENT), 0) == b""
-    with pytest.raises(OutOfRange):
+    with pytest.raises(RangeNotSatisfiable):
         await reading.read(len(CONTENT) - 1, 2)
     assert source.asked == []
 

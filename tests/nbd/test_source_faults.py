@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from nbd_client.errors import (
-    NodeError,
+    BlockgateError,
     RangeIgnored,
     SourceChanged,
     SourceError,
@@ -377,7 +377,7 @@ async def test_a_storm_of_faults_never_yields_a_wrong_byte(served):
         nonlocal wrong, right, failed
         try:
             data = await source.read(offset, length)
-        except NodeError:
+        except BlockgateError:
             failed += 1
         else:
             right += data == CONTENT[offset : offset + length]

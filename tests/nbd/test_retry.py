@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from blockgate.retry import Attempts, RetryPolicy
 from nbd_client.errors import (
     RangeNotSatisfiable,
     SourceChanged,
@@ -15,7 +16,7 @@ from nbd_client.errors import (
     SourceUnreachable,
     TruncatedBody,
 )
-from nbd_client.source.retry import Attempts, RetryPolicy, RetryReader
+from nbd_client.source.retry import RetryReader
 
 CONTENT = bytes(range(256)) * 16
 POLICY = RetryPolicy(total_seconds=60, first_backoff_seconds=0.1, longest_backoff_seconds=5)

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from blockgate.retry import RetryPolicy
 from nbd_client.errors import (
     BlockgateError,
     RangeIgnored,
@@ -23,7 +24,6 @@ from nbd_client.errors import (
 )
 from nbd_client.source.http import HttpLimits, HttpSource
 from nbd_client.source.response import Pin
-from nbd_client.source.retry import RetryPolicy
 from nbd_client.source.stack import SourceOptions, open_source
 from tests.support.rangeserver import range_server
 

@@ -47,7 +47,7 @@ class Mounted:
 
 
 def mount_url(url: str, mountpoint: Path, *, via: str, options: tuple[str, ...], run_dir: Path) -> str:
-    """Mount ``url`` on ``mountpoint``; return "kernel" or "fuse". Raises ``NodeError``."""
+    """Mount ``url`` on ``mountpoint``; return "kernel" or "fuse". Raises ``BlockgateError``."""
     if not mountpoint.is_dir():
         raise InvalidOption(f"{mountpoint} is not a folder")
     mountpoint = mountpoint.resolve()
@@ -63,7 +63,7 @@ def mount_url(url: str, mountpoint: Path, *, via: str, options: tuple[str, ...],
 
 
 def umount(mountpoint: Path, *, run_dir: Path) -> None:
-    """Undo :func:`mount_url`. Raises ``NodeError``; while something uses the mount, nothing is undone."""
+    """Undo :func:`mount_url`. Raises ``BlockgateError``; while something uses the mount, nothing is undone."""
     path, mounted = _recorded(mountpoint.resolve(), run_dir)
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.umount2(os.fsencode(mounted.mountpoint), 0):

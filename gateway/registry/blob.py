@@ -18,6 +18,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
+from blockgate.ranges import range_header
 from blockgate.reader import Bytes, check_bounds
 from gateway.errors import (
     BlobNotFound,
@@ -28,7 +29,7 @@ from gateway.errors import (
     WrongRange,
 )
 from gateway.registry.endpoint import Endpoint, Place
-from gateway.registry.partial import check_partial, check_whole, range_header
+from gateway.registry.partial import check_partial, check_whole
 from gateway.registry.retry import Retrier
 from gateway.registry.source import Descriptor
 from gateway.registry.transport import Answer

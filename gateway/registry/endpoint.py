@@ -27,6 +27,7 @@ from datetime import UTC, datetime, timedelta
 
 import httpx
 
+from blockgate.retry import parse_retry_after
 from gateway.errors import (
     AddressRefused,
     RegistryOverloaded,
@@ -37,7 +38,6 @@ from gateway.errors import (
 from gateway.registry.auth import Authenticator
 from gateway.registry.breaker import Breaker, Clock
 from gateway.registry.challenge import find_challenge, parse_challenges
-from gateway.registry.retry import parse_retry_after
 from gateway.registry.transport import Answer, Transport, origin_of
 
 MAX_REDIRECTS = 5

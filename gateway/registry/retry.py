@@ -22,18 +22,15 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Protocol, TypeVar
 
+from blockgate.retry import backoff_bound
 from gateway.errors import RegistryOverloaded, RegistryTimeout, RegistryUnreachable, UpstreamError
 from gateway.registry.breaker import Breaker, Clock
 from gateway.registry.observe import RegistryObserver
 
 Sleep = Callable[[float], Awaitable[None]]
 T = TypeVar("T")
-
-RETRY_AFTER_CAP_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +46,7 @@ class RetryPolicy:
     stream_attempts: int = 10
     deadline_seconds: float = 25.0
     attempt_seconds: float = 10.0
-    backoff_base_seconds: float = 0.2
+    backoff_base_seconds: float = 0.4
     backoff_cap_seconds: float = 5.0
     breaker_patience_seconds: float = 3.0
 
@@ -60,28 +57,12 @@ class RetryPolicy:
 
     def backoff_seconds(self, failures: int, rng: random.Random) -> float:
         """Full jitter: uniform between 0 and the exponential bound after ``failures`` (1, 2, …)."""
-        bound: float = min(self.backoff_cap_seconds, self.backoff_base_seconds * 2 ** min(failures, 30))
-        return rng.uniform(0, bound)
-
-
-def parse_retry_after(value: str | None, now: datetime | None = None) -> float | None:
-    """Seconds to wait by a Retry-After field (RFC 9110 §10.2.3: seconds or a date); None if unusable.
-
-    Never negative, never more than 30.
-    """
-    if value is None:
-        return None
-    text = value.strip()
-    if text.isascii() and text.isdigit():
-        return min(float(text[:9]), RETRY_AFTER_CAP_SECONDS)
-    try:
-        moment = parsedate_to_datetime(text)
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    seconds = (moment - (now or datetime.now(UTC))).total_seconds()
-    return min(max(seconds, 0.0), RETRY_AFTER_CAP_SECONDS)
+        return rng.uniform(
+            0,
+            backoff_bound(
+                failures, first_seconds=self.backoff_base_seconds, longest_seconds=self.backoff_cap_seconds
+            ),
+        )
 
 
 class RetryBudget:

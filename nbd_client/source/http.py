@@ -14,8 +14,8 @@ from typing import Self
 
 from nbd_client import __version__
 from nbd_client.errors import (
+    BlockgateError,
     InvalidOption,
-    NodeError,
     SourceChanged,
     SourceProtocolError,
     SourceRefused,
@@ -174,13 +174,13 @@ class HttpSource:
             except _Redirected as redirect:
                 try:
                     self._aim(at.redirected(str(redirect)))
-                except NodeError as error:
+                except BlockgateError as error:
                     raise named(SourceRefused(error.detail), self.shown) from None
             except _Expired as expired:
                 if at is self._origin:
                     raise named(SourceRefused(str(expired)), self.shown) from None
                 self._aim(self._origin)
-            except NodeError as error:
+            except BlockgateError as error:
                 raise named(error, self.shown) from None
         raise SourceRefused(f"{self.shown}: more than {_MAX_REDIRECTS} redirects")
 
@@ -212,12 +212,12 @@ class HttpSource:
                 if fresh:
                     raise SourceUnreachable("the server closes every connection at once") from None
                 fresh = True
-            except (NodeError, _Expired) as error:
+            except (BlockgateError, _Expired) as error:
                 # Under this id the gateway's log has what happened on its side.
                 trace_id = f"{self._trace}{number:016x}"
                 raise (
                     traced(error, trace_id)
-                    if isinstance(error, NodeError)
+                    if isinstance(error, BlockgateError)
                     else _Expired(f"{error} (trace {trace_id})")
                 ) from None
             finally:

@@ -9,8 +9,9 @@ from dataclasses import replace
 
 import pytest
 
+from blockgate.retry import RetryPolicy
 from nbd_client.errors import (
-    NodeError,
+    BlockgateError,
     RangeIgnored,
     SourceChanged,
     SourceError,
@@ -23,7 +24,6 @@ from nbd_client.errors import (
 )
 from nbd_client.source.http import HttpLimits, HttpSource
 from nbd_client.source.response import Pin
-from nbd_client.source.retry import RetryPolicy
 from nbd_client.source.stack import SourceOptions, open_source
 from tests.support.rangeserver import range_server
 
@@ -377,7 +377,7 @@ async def test_a_storm_of_faults_never_yields_a_wrong_byte(served):
         nonlocal wrong, right, failed
         try:
             data = await source.read(offset, length)
-        except NodeError:
+        except BlockgateError:
             failed += 1
         else:
             right += data == CONTENT[offset : offset + length]

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from blockgate.retry import parse_retry_after
 from gateway.errors import (
     BlobNotFound,
     RegistryOverloaded,
@@ -21,7 +22,7 @@ from gateway.errors import (
 )
 from gateway.registry.breaker import Breaker
 from gateway.registry.observe import CountingObserver, SilentObserver
-from gateway.registry.retry import Retrier, RetryBudget, RetryPolicy, parse_retry_after
+from gateway.registry.retry import Retrier, RetryBudget, RetryPolicy
 from tests.support.faketime import FakeTime
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

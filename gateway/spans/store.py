@@ -282,12 +282,26 @@ class SpanStore:
         """The span from the layer's source, checked as its proof asks."""
 
         async def fetch(wanted: int) -> Bytes:
-            held = None if wanted == number else layer.memory.peek(layer.span_key(wanted))
+            held = None if wanted == number else await self._had(layer, wanted)
             return held if held is not None else await self._fetch_one(layer, index, wanted)
 
         data = await layer.proof.read(index, number, fetch)
         layer.note(None)
         return data
+
+    async def _had(self, layer: Layer, number: int) -> Bytes | None:
+        """A span that another one is checked by, from memory or from its flight.
+
+        Flights wait for those of earlier spans only, so never for each other.
+        """
+        key = layer.span_key(number)
+        held = layer.memory.peek(key)
+        flight = None if held is not None else self.flights.find(key)
+        if flight is not None:
+            await asyncio.wait([flight.future])
+            if flight.landed:
+                held, _ = flight.future.result()
+        return held
 
     async def _fetch_one(self, layer: Layer, index: LayerIndex, number: int) -> Bytes:
         """One range, decoded and checked as far as that is possible for it alone."""

@@ -825,6 +825,34 @@ async def test_a_sequential_unproven_reader_fetches_every_span_once(store, unpro
     assert len(source.reads) == unproven.index.table.count
 
 
+async def test_side_by_side_too_every_unproven_span_is_fetched_once(store, unproven, source):
+    numbers = range(unproven.index.table.count)
+    found = await asyncio.gather(*(read(store, unproven, number) for number in numbers))
+    assert b"".join(bytes(data) for data, _ in found) == DATA
+    assert len(source.reads) == len(numbers)
+
+
+async def test_an_unproven_span_does_not_fail_with_the_flight_of_the_one_before(
+    store, unproven, source, monkeypatch
+):
+    before = unproven.index.table.span(2).in_start
+    fetch = source.read
+    failures = [failure(RegistryTimeout)]
+
+    async def read_and_fail_once(offset, length):
+        data = await fetch(offset, length)
+        if offset == before and failures:
+            raise failures.pop()
+        return data
+
+    monkeypatch.setattr(source, "read", read_and_fail_once)
+    found = await asyncio.gather(
+        *(read(store, unproven, number) for number in (2, 3)), return_exceptions=True
+    )
+    assert isinstance(found[0], RegistryTimeout)
+    assert found[1] == (truth(unproven, 3), Origin.UPSTREAM)
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.integers(0, 32767), bit=st.integers(0, 7))
 async def test_a_flipped_window_bit_at_any_position_is_found(store, index, at, bit):

@@ -39,6 +39,7 @@ from gateway.spans.tier import Origin, Tier
 _PATIENCE_SECONDS = 10.0
 _ROOM_POLL_SECONDS = 0.02
 _MAX_REMEMBERED = 1 << 16
+_UNPROVEN_MEMORY_BYTES = 64 << 20
 _MENDABLE = (IndexDamaged, IndexAbsent, ArtifactDamaged)
 
 
@@ -78,6 +79,8 @@ class SpanStore:
         self.memory = memory
         self.shared = shared
         """The tiers below memory, for layers whose spans others may find."""
+        self.unproven = MemoryTier(_UNPROVEN_MEMORY_BYTES)
+        """For layers that no pass has proven. One for all, so that it is one budget: their keys name the supplied table."""
         self.admission = admission
         self.counts = StoreCounts()
         self.flights = Flights(admission)
@@ -87,7 +90,8 @@ class SpanStore:
         self._prefetch_limit = concurrent_prefetches
         self._states: dict[SpanKey, SpanState] = {}
         self._tasks: dict[asyncio.Task[None], Flight] = {}
-        memory.on_evict = lambda key: self._note(key, SpanEvent.EVICT)
+        for tier in (memory, self.unproven):
+            tier.on_evict = lambda key: self._note(key, SpanEvent.EVICT)
 
     def peek(self, layer: Layer, number: int) -> Bytes | None:
         """The span if it is in memory: no waiting, no thread."""
@@ -181,7 +185,7 @@ class SpanStore:
         if writing:
             await asyncio.wait(writing)
         # The farthest first: what is read meanwhile would bring back what has been dropped nearer.
-        return sum([await tier.drop() for tier in (*reversed(self.shared), self.memory)])
+        return sum([await tier.drop() for tier in (*reversed(self.shared), self.unproven, self.memory)])
 
     async def aclose(self) -> None:
         """Stop all fetches."""

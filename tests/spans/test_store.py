@@ -814,6 +814,17 @@ async def test_nothing_unproven_enters_a_cache_that_others_read(store, unproven)
     assert await read(store, unproven, 3) == (truth(unproven, 3), Origin.MEMORY)
 
 
+async def test_all_unproven_layers_share_one_budget_and_are_dropped_with_the_rest(store, index, source):
+    """Else each layer of each device would have one."""
+    layers = [layer_of(index, source, store, proven=False) for _ in range(2)]
+    assert layers[0].memory is layers[1].memory is store.unproven
+    assert store.unproven is not store.memory
+    await read(store, layers[0], 0)
+    assert store.unproven.used_bytes
+    await store.drop()
+    assert store.unproven.used_bytes == 0
+
+
 async def test_a_random_unproven_read_looks_at_the_span_before(store, unproven, source):
     await read(store, unproven, 3)
     assert sorted(at for at, _ in source.reads) == [unproven.index.table.span(i).in_start for i in (2, 3)]

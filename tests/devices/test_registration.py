@@ -1,125 +1,27 @@
-"""Registration: each failure is written down and can be undone; what is interrupted goes on; proofs are waited for."""
+"""Registration: faults that can pass are waited out, others are written down; what is interrupted goes on."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
 import os
-from dataclasses import dataclass, field
-from pathlib import Path
+import time
 
 import pytest
+import sqlalchemy as sa
 
 from gateway import errors
-from gateway.artifacts import Artifacts
-from gateway.devices import registration
-from gateway.devices.registration import Registrar
-from gateway.devices.shelf import Shelf
-from gateway.ingest import folder as folder_module
-from gateway.ingest.ingest import Ingest
-from gateway.layers.folder import LayerFolders
+from gateway.catalog.upkeep import release_leases
+from gateway.devices import registrar as registrar_module
+from gateway.layers import folder as folder_module
+from gateway.recipes import faults
+from gateway.recipes.faults import DOUBTFUL_ATTEMPTS
 from gateway.recipes.spec import DeviceSpec
-from gateway.registry.source import Descriptor, Image, Layer
-from gateway.spans.disk import DiskTier
-from gateway.spans.locks import SpanLocks
-from gateway.spans.memory import MemoryTier
-from gateway.spans.store import SpanStore
+from tests.devices.rig import BLOB, GZIP, SPEC, TAR, Rig, finish, reach, ready
 from tests.support import gzips
-from tests.support.layers import MemoryBlob, content, failure, sha256, tar_of
+from tests.support.layers import MemoryBlob, content, failure, sha256
 from tests.support.zinfo_tables import build as build_table
 from tests.support.zinfo_tables import encode
-
-TAR = tar_of({"a/one": content(150_000, 1), "a/two": content(120_000, 2)})
-BLOB = gzips.member(TAR)
-GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
-SPEC = {"source": {"image": "registry.example/a/b:1"}, "layout": "tar", "layer": {"index": 0}}
-
-
-@dataclass
-class FakeSource:
-    """An image source of blobs in memory; also the ``Sources`` that opens it."""
-
-    blobs: dict[str, MemoryBlob] = field(default_factory=dict)
-    error: BaseException | None = None
-    gate: asyncio.Event | None = None
-    layers: list[Layer] = field(default_factory=list)
-    resolved: int = 0
-
-    def add(self, data: bytes, diff_id: str | None = None, media_type: str = GZIP) -> MemoryBlob:
-        blob = MemoryBlob(data)
-        self.blobs[sha256(data)] = blob
-        self.layers.append(Layer(Descriptor(media_type, sha256(data), len(data)), diff_id))
-        return blob
-
-    def open_source(self, _reference, *, insecure, credentials):
-        assert (insecure, credentials) == (False, None)
-        return self
-
-    async def resolve(self, reference, platform):
-        self.resolved += 1
-        if self.gate is not None:
-            await self.gate.wait()
-        if self.error is not None:
-            raise self.error
-        return Image(str(reference), "sha256:" + "1" * 64, platform, b"{}", tuple(self.layers))
-
-    async def open_blob(self, _reference, descriptor):
-        if self.error is not None:
-            raise self.error
-        blob = self.blobs.get(descriptor.digest)
-        if blob is None:
-            raise failure(errors.BlobNotFound)
-        return blob
-
-    async def aclose(self):
-        return None
-
-
-class Rig:
-    """Everything below the API, with a fake source."""
-
-    def __init__(self, folder, catalog, executor):
-        self.folder, self.catalog, self.executor = folder, catalog, executor
-        self.source = FakeSource()
-        self.blob = self.source.add(BLOB, sha256(TAR))
-        self.folders = LayerFolders(folder / "layers")
-        self.artifacts = Artifacts(folder / "artifacts", max_bytes=1 << 30)
-        self.registrars = []
-        self.locks = SpanLocks(folder / "span-locks")
-        self.store = SpanStore(
-            MemoryTier(64 << 20), DiskTier(folder / "cache", 64 << 20), self.locks, executor
-        )
-        self.shelf = Shelf(catalog, self.store, self.folders, self.artifacts, self.source)
-
-    def registrar(self):
-        made = Registrar(
-            self.catalog,
-            Ingest(self.folders, self.executor, span_size=65536),
-            self.artifacts,
-            self.source,
-            self.folder / "locks",
-        )
-        self.registrars.append(made)
-        return made
-
-    async def add(self, registrar, name="one", **fields):
-        record, _ = await self.catalog.create(name, DeviceSpec.model_validate({**SPEC, **fields}))
-        registrar.begin(record)
-        return record
-
-    async def upload(self, data):
-        async def body():
-            yield data
-
-        await self.artifacts.put(sha256(data), body())
-        return sha256(data)
-
-    async def aclose(self):
-        for registrar in self.registrars:
-            await registrar.aclose()
-        await self.store.aclose()
-        await self.shelf.aclose()
-        self.locks.close()
 
 
 @pytest.fixture
@@ -129,19 +31,23 @@ async def rig(tmp_path, catalog, executor):
     await rig.aclose()
 
 
-async def finish(registrar):
-    tasks = list(registrar._tasks.values())
-    if tasks:
-        _, pending = await asyncio.wait(tasks, timeout=30)
-        assert not pending
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch):
+    monkeypatch.setattr(faults, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(faults, "LONGEST_WAIT_SECONDS", 0.005)
+    monkeypatch.setattr(registrar_module, "LONGEST_WAIT_SECONDS", 0.005)
+    monkeypatch.setattr(registrar_module, "_WATCH_SECONDS", 0.005)
 
 
-async def reach(rig, wanted, name="one"):
-    """Wait until the catalog shows what is wanted."""
-    async with asyncio.timeout(30):
-        while not wanted(record := await rig.catalog.get(name)):
-            await asyncio.sleep(0.002)
-    return record
+@pytest.fixture
+def long_waits(monkeypatch):
+    monkeypatch.setattr(faults, "FIRST_WAIT_SECONDS", 3600)
+    monkeypatch.setattr(faults, "LONGEST_WAIT_SECONDS", 3600)
+    monkeypatch.setattr(registrar_module, "LONGEST_WAIT_SECONDS", 3600)
+
+
+def waiting(record):
+    return record.progress is not None and record.progress.phase == "waiting"
 
 
 async def test_a_layer_becomes_a_ready_device(rig):
@@ -151,11 +57,12 @@ async def test_a_layer_becomes_a_ready_device(rig):
     record = await rig.catalog.get("one")
     assert (record.state, record.verification, record.failure) == ("ready", "verified", None)
     assert record.progress is None
-    assert record.size == len(TAR)
-    assert record.image.layers[0]["digest"] == sha256(BLOB)
+    assert record.recipe.size == len(TAR)
+    assert record.recipe.layers[0].digest == sha256(BLOB)
     device = await rig.shelf.get("one")
     assert bytes(await device.read(0, device.size)) == TAR
-    assert list((rig.folder / "locks").iterdir()) == []
+    assert rig.leftovers() == []
+    assert registrar.outcomes == {"ready": 1}
 
 
 async def test_two_devices_of_one_layer_take_one_pass(rig):
@@ -167,46 +74,72 @@ async def test_two_devices_of_one_layer_take_one_pass(rig):
     assert rig.blob.streams == 1
 
 
-FAILURES = [
-    errors.RegistryUnreachable,
+FINAL = [errors.ManifestNotFound, errors.PlatformNotFound, errors.PathNotAllowed, errors.InvalidReference]
+DOUBTFUL = [
     errors.RegistryUnauthorized,
-    errors.ManifestNotFound,
-    errors.PlatformNotFound,
     errors.ManifestMismatch,
+    errors.InvalidManifest,
     errors.AddressRefused,
-    errors.PathNotAllowed,
-    errors.StorageError,
+    errors.BlobNotFound,
 ]
+PASSING = [errors.RegistryUnreachable, errors.RegistryTimeout, errors.RegistryOverloaded, errors.StorageError]
 
 
-@pytest.mark.parametrize("kind", FAILURES)
-async def test_what_fails_while_resolving_is_written_down_and_can_be_tried_again(rig, kind):
+@pytest.mark.parametrize(
+    ("kind", "tries"), [(kind, 1) for kind in FINAL] + [(kind, DOUBTFUL_ATTEMPTS) for kind in DOUBTFUL]
+)
+async def test_what_cannot_pass_is_written_down_and_can_be_tried_again(rig, kind, tries):
     rig.source.error = failure(kind, "the reason")
     registrar = rig.registrar()
-    await rig.add(registrar)
+    first = await rig.add(registrar)
     await finish(registrar)
     record = await rig.catalog.get("one")
+    assert rig.source.resolved == tries
     assert record.state == "failed"
     assert (record.failure.code, record.failure.detail) == (kind.code, "the reason")
     assert record.progress is None
+    assert registrar.outcomes == {"failed": 1}
     with pytest.raises(errors.DeviceFailed, match="the reason"):
         await rig.shelf.get("one")
     rig.source.error = None
-    await rig.catalog.delete("one")
-    await rig.add(registrar)
+    again = await rig.add(registrar)
+    assert again.uid == first.uid
     await finish(registrar)
     assert (await rig.catalog.get("one")).state == "ready"
 
 
-@pytest.mark.parametrize("kind", [errors.RegistryTimeout, errors.BlobNotFound, errors.TruncatedBody])
-async def test_what_fails_in_mid_pass_is_written_down_and_leaves_no_folder(rig, kind):
+@pytest.mark.parametrize("kind", PASSING)
+async def test_what_can_pass_is_waited_out_however_often_it_comes(rig, kind):
+    rig.source.error = failure(kind, "the reason")
+    registrar = rig.registrar()
+    await rig.add(registrar)
+    record = await reach(rig, lambda record: waiting(record) and record.progress.attempt > DOUBTFUL_ATTEMPTS + 1)
+    assert (record.state, record.failure) == ("indexing", None)
+    assert (record.progress.error.code, record.progress.error.detail) == (kind.code, "the reason")
+    assert abs(record.progress.retry_at - time.time()) < 60
+    with pytest.raises(errors.DeviceNotReady, match="the reason"):
+        await rig.shelf.get("one")
+    rig.source.error = None
+    await finish(registrar)
+    record = await rig.catalog.get("one")
+    assert (record.state, record.progress) == ("ready", None)
+
+
+@pytest.mark.parametrize("kind", [errors.RegistryTimeout, errors.TruncatedBody, errors.BlobNotFound])
+async def test_what_breaks_off_in_mid_pass_leaves_nothing_and_is_tried_again(rig, long_waits, monkeypatch, kind):
+    del long_waits
     rig.blob.error, rig.blob.error_at = failure(kind, "broke off"), len(BLOB) // 2
     registrar = rig.registrar()
     await rig.add(registrar)
-    await finish(registrar)
-    record = await rig.catalog.get("one")
-    assert (record.state, record.failure.code) == ("failed", kind.code)
-    assert [p for p in rig.folders.root.rglob("*") if p.is_dir() and p.name.startswith("gzip")] == []
+    record = await reach(rig, waiting)
+    assert record.progress.error.code == kind.code
+    assert (rig.attempts(), rig.leftovers()) == ([], [])
+    await registrar.aclose()
+    rig.blob.error = None
+    second = rig.registrar()
+    await second.start()
+    await finish(second)
+    assert (await rig.catalog.get("one")).state == "ready"
 
 
 async def test_a_defect_is_written_down_without_its_text(rig):
@@ -219,17 +152,19 @@ async def test_a_defect_is_written_down_without_its_text(rig):
     assert "secret" not in record.failure.detail
 
 
-async def test_a_full_disk_is_a_storage_failure(rig, monkeypatch):
+async def test_a_full_disk_is_waited_out(rig, monkeypatch):
     def full(*_args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(folder_module.FolderWriter, "checkpoint", full)
     registrar = rig.registrar()
-    await rig.add(registrar)
+    with monkeypatch.context() as patch:
+        patch.setattr(folder_module.FolderDraft, "checkpoint", full)
+        await rig.add(registrar)
+        record = await reach(rig, waiting)
+        assert record.progress.error.code == "storage"
+        assert "No space left" in record.progress.error.detail
     await finish(registrar)
-    record = await rig.catalog.get("one")
-    assert (record.state, record.failure.code) == ("failed", "storage")
-    assert "No space left" in record.failure.detail
+    assert (await rig.catalog.get("one")).state == "ready"
 
 
 @pytest.mark.parametrize(
@@ -254,19 +189,33 @@ async def test_a_layer_that_is_not_what_was_promised_fails(rig, data, diff_id, m
     assert sha256(data) in record.failure.detail or code == "unsupported_layer"
 
 
-async def test_bytes_changed_on_the_way_fail_and_leave_nothing(rig):
-    rig.blob.flipped = len(BLOB) // 2
+@pytest.mark.parametrize("at", [len(BLOB) // 2, len(BLOB) - 5])
+async def test_bytes_changed_on_the_way_every_time_fail_and_leave_nothing(rig, at):
+    rig.blob.flipped = at
     registrar = rig.registrar()
     await rig.add(registrar)
     await finish(registrar)
     record = await rig.catalog.get("one")
-    assert record.state == "failed"
-    assert record.failure.code in ("corrupt_stream", "blob_digest_mismatch", "diff_id_mismatch")
+    assert (record.state, record.failure.code) == ("failed", "blob_digest_mismatch")
+    assert rig.blob.streams == DOUBTFUL_ATTEMPTS
+    assert (rig.attempts(), rig.leftovers()) == ([], [])
+    assert registrar.integrity_failures == {"blob_digest_mismatch": 1}
     rig.blob.flipped = None
-    await rig.catalog.delete("one")
     await rig.add(registrar)
     await finish(registrar)
     assert (await rig.catalog.get("one")).state == "ready"
+
+
+async def test_a_bit_that_flips_once_costs_one_more_pass(rig, monkeypatch):
+    real = MemoryBlob.stream
+
+    def stream(self, start=0):
+        self.flipped = None if self.streams else 77
+        return real(self, start)
+
+    monkeypatch.setattr(MemoryBlob, "stream", stream)
+    await ready(rig)
+    assert rig.blob.streams == 2
 
 
 async def test_a_layer_that_is_no_tar_serves_as_bytes_only(rig):
@@ -345,6 +294,142 @@ async def test_a_registration_that_another_process_just_finished_is_left_alone(r
     assert rig.source.resolved == 1
 
 
+async def test_a_device_deleted_elsewhere_is_no_longer_worked_on(rig, open_catalog):
+    rig.blob.gate = asyncio.Event()
+    registrar = rig.registrar()
+    await registrar.start()
+    await rig.add(registrar)
+    await reach(rig, lambda _: rig.blob.streams)
+    await open_catalog().delete("one")
+    await finish(registrar)
+    assert registrar._tasks == {}
+    assert (rig.attempts(), rig.leftovers()) == ([], [])
+
+
+async def test_a_name_that_is_another_devices_after_a_wait_is_not_worked_on(rig, open_catalog):
+    """Its lease is not held by who worked for the first one."""
+    other = open_catalog()
+    rig.source.error = failure(errors.RegistryTimeout)
+    registrar = rig.registrar()
+    real = rig.catalog.get
+
+    async def get(name):
+        rig.catalog.get = real
+        before = await real(name)
+
+        async def again(name):
+            rig.catalog.get = real
+            await other.delete(name)
+            await other.create(name, DeviceSpec.model_validate(SPEC))
+            return await real(name)
+
+        rig.catalog.get = again
+        return before
+
+    rig.catalog.get = get
+    first = await rig.add(registrar)
+    await finish(registrar)
+    rig.catalog.get = real
+    assert rig.source.resolved == 1
+    second = await rig.catalog.get("one")
+    assert second.uid != first.uid
+    assert (second.state, second.progress) == ("indexing", None)
+
+
+async def test_work_that_a_dead_worker_left_is_taken_over(rig, monkeypatch, open_catalog, database):
+    monkeypatch.setattr(registrar_module, "_RESUME_SECONDS", 0.01)
+    dead = open_catalog()
+    record, _ = await dead.create("one", DeviceSpec.model_validate(SPEC))
+    assert await dead.leases.claim(f"device {record.uid}") is not None
+    registrar = rig.registrar()
+    await registrar.start()
+    await finish(registrar)
+    assert (await rig.catalog.get("one")).state == "indexing"
+    release_leases(database, dead.leases._owner)
+    await reach(rig, lambda record: record.state == "ready")
+
+
+async def test_losing_the_lease_ends_the_work_quietly_and_another_goes_on(rig):
+    rig.blob.gate = asyncio.Event()
+    registrar = rig.registrar()
+    record = await rig.add(registrar)
+    await reach(rig, lambda _: rig.blob.streams)
+    rig.catalog.leases._seconds = 0.03
+    (task,) = registrar._tasks.values()
+    task.cancel()
+    await finish(registrar)
+    registrar.begin(record)
+    await reach(rig, lambda _: rig.blob.streams == 2)
+
+    def take(connection):
+        connection.execute(sa.text("UPDATE leases SET owner = 'somebody', token = token + 1, until = 0"))
+
+    await rig.catalog._database.write(take)
+    await finish(registrar)
+    record = await rig.catalog.get("one")
+    assert (record.state, record.failure) == ("indexing", None)
+    rig.catalog.leases._seconds = 15
+    rig.blob.gate.set()
+    second = rig.registrar()
+    await second.start()
+    await finish(second)
+    assert (await rig.catalog.get("one")).state == "ready"
+
+
+# What is lost is made again
+
+
+async def test_those_who_miss_an_index_share_one_restoration(rig):
+    record = await ready(rig)
+    (folder,) = rig.attempts()
+    folder.rename(rig.folder / "away")
+    registrar = rig.registrar()
+    key = record.recipe.keys[0]
+    first = registrar.restore(record, key)
+    assert registrar.restore(record, key) is first
+    await first.task
+    assert rig.blob.streams == 2
+    assert registrar._restorations == {}
+    assert await rig.catalog.get("one") == record
+
+
+async def test_a_restoration_waits_out_what_can_pass_and_says_what_it_met(rig):
+    record = await ready(rig)
+    (folder,) = rig.attempts()
+    folder.rename(rig.folder / "away")
+    rig.blob.error = failure(errors.RegistryUnreachable, "down")
+    restoration = rig.main.restore(record, record.recipe.keys[0])
+    async with asyncio.timeout(20):
+        while restoration.error is None:
+            await asyncio.sleep(0.002)
+    assert restoration.error.code == "registry_unreachable"
+    rig.blob.error = None
+    await asyncio.wait_for(restoration.task, 20)
+
+
+async def test_an_index_that_is_lost_delays_its_reader_until_it_is_there_again(rig):
+    await ready(rig)
+    (folder,) = rig.attempts()
+    folder.rename(rig.folder / "away")
+    device = await rig.shelf.get("one")
+    assert bytes(await device.read(0, device.size)) == TAR
+    assert (await rig.catalog.get("one")).state == "ready"
+
+
+async def test_a_reader_waits_a_bounded_time_for_a_lost_index(rig, monkeypatch):
+    monkeypatch.setattr("gateway.devices.shelf._PATIENCE_SECONDS", 0.05)
+    await ready(rig)
+    (folder,) = rig.attempts()
+    folder.rename(rig.folder / "away")
+    rig.blob.error = failure(errors.RegistryUnreachable, "down")
+    device = await rig.shelf.get("one")
+    with pytest.raises(errors.IndexBeingMade, match="down") as met:
+        await device.read(0, 10)
+    assert met.value.retry_after_seconds
+    assert rig.shelf.trouble()["one"].code == "index_being_made"
+    rig.blob.error = None
+
+
 # Proof behind a device that is being served already
 
 
@@ -363,7 +448,7 @@ async def test_a_background_proof_serves_at_once_and_ends_verified(rig, supplied
     assert (record.state, record.verification) == ("ready", "verified")
     device = await rig.shelf.get("one")
     assert bytes(await device.read(0, device.size)) == TAR
-    assert list(rig.folders.root.glob("*/*provisional")) == []
+    assert not [path for path in rig.attempts() if "unproven" in path.parent.name]
 
 
 async def test_while_the_proof_is_under_way_bytes_are_served(rig, supplied, monkeypatch):
@@ -382,18 +467,20 @@ async def test_while_the_proof_is_under_way_bytes_are_served(rig, supplied, monk
     assert record.verification == "verifying"
     device = await rig.shelf.get("one")
     assert bytes(await device.read(0, device.size)) == TAR
-    assert rig.store.disk.used_bytes == 0
+    assert rig.disk.used_bytes == 0
     gate.set()
     await finish(registrar)
     proven = await rig.shelf.get("one")
     assert proven is not device
-    assert proven.etag == device.etag
+    assert (proven.proven, device.proven) == (True, False)
+    assert device.etag.startswith(proven.etag[:-1] + "-unproven-")
+    assert await rig.shelf.get_content(device.etag.strip('"')) is proven
+    assert bytes(await device.read(0, device.size)) == TAR, "reads that are under way go on"
     assert bytes(await proven.read(0, 1000)) == TAR[:1000]
 
 
 @pytest.mark.parametrize("kind", [errors.RegistryUnreachable, errors.BlobNotFound, errors.StorageError])
 async def test_a_proof_waits_for_a_registry_or_a_disk_that_fails(rig, supplied, monkeypatch, kind):
-    monkeypatch.setattr(registration, "_PROOF_RETRY_SECONDS", 0.001)
     rig.blob.error, rig.blob.error_at = None, 0
     tries = 0
     real = MemoryBlob.stream
@@ -416,7 +503,6 @@ async def test_a_proof_waits_for_a_registry_or_a_disk_that_fails(rig, supplied, 
 
 
 async def test_a_proof_that_was_interrupted_goes_on_after_the_next_start(rig, supplied, monkeypatch):
-    monkeypatch.setattr(registration, "_PROOF_RETRY_SECONDS", 3600)
 
     async def down(self, start=0):
         raise failure(errors.RegistryUnreachable)
@@ -432,6 +518,47 @@ async def test_a_proof_that_was_interrupted_goes_on_after_the_next_start(rig, su
     await second.start()
     await finish(second)
     assert (await rig.catalog.get("one")).verification == "verified"
+
+
+async def test_a_table_that_is_not_here_refutes_nothing(rig, supplied, monkeypatch):
+    """Another replica may prove what this one was given the table for."""
+    real, tries = MemoryBlob.stream, 0
+
+    def stream(self, start=0):
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            path.rename(rig.folder / "away")
+            raise failure(errors.RegistryTimeout)
+        return real(self, start)
+
+    path = await rig.artifacts.verified(supplied)
+    monkeypatch.setattr(MemoryBlob, "stream", stream)
+    registrar = rig.registrar()
+    await rig.add(registrar, zinfo=supplied, verify="background")
+    record = await reach(rig, lambda r: waiting(r) and r.progress.error.code == "artifact_not_found")
+    assert (record.state, record.verification) == ("ready", "verifying")
+    (rig.folder / "away").rename(path)
+    await finish(registrar)
+    assert (await rig.catalog.get("one")).verification == "verified"
+
+
+async def test_a_proof_whose_index_is_lost_before_it_counts_is_made_again(rig, supplied):
+    real, calls = rig.catalog.prove, []
+
+    async def prove(record, keys):
+        calls.append(keys)
+        if len(calls) == 1:
+            row = await rig.catalog.index_row(keys[0])
+            await rig.catalog.drop_index(keys[0], row.attempt)
+        return await real(record, keys)
+
+    rig.catalog.prove = prove
+    registrar = rig.registrar()
+    await rig.add(registrar, zinfo=supplied, verify="background")
+    await finish(registrar)
+    assert (await rig.catalog.get("one")).verification == "verified"
+    assert len(calls) == 2
 
 
 async def test_a_table_of_another_layer_is_refused(rig):
@@ -462,6 +589,12 @@ async def test_content_that_contradicts_its_proof_is_quarantined(rig):
     assert (record.state, record.failure.code) == ("quarantined", "invalid_zinfo")
     with pytest.raises(errors.DeviceQuarantined):
         await rig.shelf.get("one")
+    for verify in ("before", "background"):
+        await rig.add(registrar, verify, zinfo=zinfo, verify=verify)
+    await finish(registrar)
+    for verify in ("before", "background"):
+        record = await rig.catalog.get(verify)
+        assert (record.state, record.failure.code) == ("failed", "invalid_zinfo"), "it is remembered"
 
 
 @pytest.mark.parametrize(
@@ -476,169 +609,3 @@ async def test_a_broken_table_is_refused_by_name(rig, zinfo):
     for verify in ("before", "background"):
         record = await rig.catalog.get(verify)
         assert (record.state, record.failure.code) == ("failed", "invalid_zinfo")
-
-
-# The shelf
-
-
-async def ready(rig, **fields):
-    registrar = rig.registrar()
-    await rig.add(registrar, **fields)
-    await finish(registrar)
-    assert (await rig.catalog.get("one")).state == "ready"
-
-
-async def test_the_shelf_opens_a_device_once_and_notices_changes(rig):
-    await ready(rig)
-    assert rig.shelf.peek("one") is None
-    device = await rig.shelf.get("one")
-    assert rig.shelf.peek("one") is device
-    assert rig.shelf.opened() == [device]
-    await rig.catalog.create("two", DeviceSpec.model_validate(SPEC))
-    assert rig.shelf.peek("one") is None
-    assert await rig.shelf.get("one") is device
-    await rig.catalog.delete("one")
-    assert rig.shelf.peek("one") is None
-    with pytest.raises(errors.DeviceNotFound):
-        await rig.shelf.get("one")
-    assert rig.shelf.opened() == []
-
-
-async def test_a_device_that_was_registered_anew_is_another_one(rig):
-    await ready(rig)
-    device = await rig.shelf.get("one")
-    await rig.catalog.delete("one")
-    await ready(rig)
-    assert await rig.shelf.get("one") is not device
-
-
-@pytest.mark.parametrize(
-    ("state", "kind"),
-    [
-        ("indexing", errors.DeviceNotReady),
-        ("failed", errors.DeviceFailed),
-        ("quarantined", errors.DeviceQuarantined),
-    ],
-)
-async def test_only_devices_in_a_serving_state_are_given_out(rig, state, kind):
-    await ready(rig)
-    record = await rig.catalog.get("one")
-    await rig.shelf.get("one")
-    await rig.catalog.update(record, state=state)
-    with pytest.raises(kind):
-        await rig.shelf.get("one")
-
-
-async def settle(rig):
-    if rig.shelf._tasks:
-        await asyncio.wait(rig.shelf._tasks, timeout=20)
-
-
-async def test_a_source_that_fails_for_good_degrades_the_device_until_it_is_back(rig):
-    await ready(rig)
-    device = await rig.shelf.get("one")
-    rig.blob.error = failure(errors.BlobNotFound, "gone")
-    with pytest.raises(errors.BlobNotFound):
-        await device.read(0, 10)
-    await settle(rig)
-    record = await rig.catalog.get("one")
-    assert (record.state, record.failure.code) == ("degraded", "blob_not_found")
-    assert await rig.shelf.get("one") is device
-    rig.blob.error = None
-    await device.read(0, 10)
-    await settle(rig)
-    record = await rig.catalog.get("one")
-    assert (record.state, record.failure) == ("ready", None)
-
-
-async def test_a_passing_trouble_does_not_degrade_a_device(rig):
-    await ready(rig)
-    device = await rig.shelf.get("one")
-    rig.blob.error = failure(errors.RegistryTimeout)
-    with pytest.raises(errors.RegistryTimeout):
-        await device.read(0, 10)
-    await settle(rig)
-    assert (await rig.catalog.get("one")).state == "ready"
-
-
-async def test_a_degraded_device_recovers_after_a_restart_too(rig):
-    await ready(rig)
-    record = await rig.catalog.get("one")
-    await rig.catalog.update(record, state="degraded", failure=registration.Failure("blob_not_found", "gone"))
-    device = await rig.shelf.get("one")
-    await device.read(0, 10)
-    await settle(rig)
-    record = await rig.catalog.get("one")
-    assert (record.state, record.failure) == ("ready", None)
-
-
-async def test_what_another_worker_found_out_about_the_source_is_corrected_by_any_worker(rig):
-    await ready(rig)
-    device = await rig.shelf.get("one")
-    await device.read(0, 10)
-    record = await rig.catalog.get("one")
-    await rig.catalog.update(record, state="degraded", failure=registration.Failure("blob_not_found", "gone"))
-    assert await rig.shelf.get("one") is device
-    await device.read(device.size - 10, 10)
-    await settle(rig)
-    record = await rig.catalog.get("one")
-    assert (record.state, record.failure) == ("ready", None)
-
-    # And the other way round: what fails here is said again after another worker found all well.
-    rig.blob.error = failure(errors.BlobNotFound, "gone")
-    for _ in range(2):
-        assert await rig.shelf.get("one") is device
-        with pytest.raises(errors.BlobNotFound):
-            await device.read(device.size // 2, 10)
-        await settle(rig)
-        record = await rig.catalog.get("one")
-        assert (record.state, record.failure.code) == ("degraded", "blob_not_found")
-        await rig.catalog.update(record, state="ready", failure=None)
-
-
-async def test_a_read_that_is_under_way_when_its_device_is_deleted_is_finished(rig):
-    raw = content(300_000, 6)
-    rig.source.layers.clear()
-    rig.source.add(raw, None, "application/octet-stream")
-    await ready(rig, layout="raw")
-    device = await rig.shelf.get("one")
-    stream = device.stream(0, device.size)
-    got = bytes(await anext(stream))
-    await rig.catalog.delete("one")
-    with pytest.raises(errors.DeviceNotFound):
-        await rig.shelf.get("one")
-    await settle(rig)
-    got += b"".join([bytes(piece) async for piece in stream])
-    assert got[: len(raw)] == raw
-
-
-async def test_a_missing_index_is_made_again_and_nothing_is_left_open(rig):
-    rig.source.add(gzips.member(b""), sha256(b""))
-    registrar = rig.registrar()
-    await rig.add(registrar, layout="filesystem", layer={"index": 0})
-    await finish(registrar)
-    for path in rig.folders.root.glob("*/gzip-*-v1"):
-        path.rename(path.with_name("away"))
-    rig.shelf.on_reindex = lambda _record: None
-    record = await rig.catalog.get("one")
-    before = None
-    for _ in range(3):
-        with pytest.raises(errors.IndexDamaged, match="is missing"):
-            await rig.shelf.get("one")
-        await settle(rig)
-        assert (await rig.catalog.get("one")).state == "indexing"
-        await rig.catalog.update(record, state="ready")
-        now = len(list(Path("/proc/self/fd").iterdir()))  # noqa: ASYNC240
-        assert before is None or now <= before
-        before = now
-
-
-async def test_metadata_of_a_deleted_device_is_read_to_its_end(rig):
-    await ready(rig, layout="filesystem", layer={"index": 0})
-    device = await rig.shelf.get("one")
-    metadata = device.segments[0]
-    await rig.catalog.delete("one")
-    with pytest.raises(errors.DeviceNotFound):
-        await rig.shelf.get("one")
-    await settle(rig)
-    assert len(await device.read(0, metadata.length)) == metadata.length

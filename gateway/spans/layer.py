@@ -83,7 +83,12 @@ class Layer:
         if self.index is None:
             async with self._changing:
                 if self.index is None:
-                    self._use(await self._keeper.open(self))
+                    try:
+                        self._use(await self._keeper.open(self))
+                    except BlockgateError as error:
+                        self.note(error)
+                        raise
+                    self.note(None)
         assert self.index is not None  # noqa: S101 - just set
         return self.index
 

@@ -25,6 +25,7 @@ from gateway.errors import (
     BlockgateError,
     DeviceNotFound,
     IntegrityError,
+    InvalidLayer,
     InvalidZinfo,
     LeaseLost,
     StorageError,
@@ -60,6 +61,7 @@ class Registrar:
         self._restorations: dict[LayerKey, Restoration] = {}
         self._watcher: asyncio.Task[None] | None = None
         self._cursor = 0
+        self._followed = -1
         self.outcomes: Counter[str] = Counter()
         """How registrations ended: ``ready``, ``failed``, ``quarantined``."""
         self.integrity_failures: Counter[str] = Counter()
@@ -67,6 +69,7 @@ class Registrar:
 
     async def start(self) -> None:
         """Go on with what is unfinished, now and whenever another process leaves something behind."""
+        self._followed = self._catalog.generation.value()
         self._cursor, _ = await self._catalog.changed(0)
         await self._resume()
         self._watcher = asyncio.create_task(self._watch())
@@ -107,7 +110,6 @@ class Registrar:
 
     async def _watch(self) -> None:
         """Follow the catalog: devices that were deleted elsewhere, and work that others left."""
-        generation = self._catalog.generation.value()
         resumed = looked = time.monotonic()
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
@@ -116,10 +118,7 @@ class Registrar:
                 if now - looked >= _LOOK_SECONDS:
                     looked = now
                     await self._catalog.look(self._cursor)
-                current = self._catalog.generation.value()
-                if current != generation:
-                    generation = current
-                    await self._follow()
+                await self._follow()
                 if now - resumed >= _RESUME_SECONDS:
                     resumed = now
                     await self._resume()
@@ -127,7 +126,10 @@ class Registrar:
                 log.warning("catalog", error=error.detail)
 
     async def _follow(self) -> None:
-        self._cursor, uids = await self._catalog.changed(self._cursor)
+        generation = self._catalog.generation.value()
+        if generation == self._followed:
+            return
+        cursor, uids = await self._catalog.changed(self._cursor)
         mine = set(self._tasks) if uids is None else uids & set(self._tasks)
         if mine:
             wanted = {record.uid for record in await self._catalog.unfinished()}
@@ -135,6 +137,8 @@ class Registrar:
                 task = self._tasks.get(uid)
                 if task is not None:
                     task.cancel()
+        # Not before: what fails is looked at again.
+        self._cursor, self._followed = cursor, generation
 
     async def _resume(self) -> None:
         for record in await self._catalog.unfinished():
@@ -173,14 +177,17 @@ class Registrar:
                 doubts += fault_of(error) is Fault.DOUBTFUL
                 serving = work is not None and work.serving
                 wait = wait_seconds(error, attempt, doubts, random.random())  # noqa: S311 - jitter
-                if wait is None and serving and fault_of(error) is not Fault.FINAL:
+                if wait is None and serving and not _refutes(error):
                     wait = LONGEST_WAIT_SECONDS  # what is served stays as it is until something is known
                 if wait is None:
                     await self._settle(record, error, serving=serving)
                     return
                 await self._show(record, error, attempt, wait)
                 await asyncio.sleep(wait)
-            record = await self._catalog.get(record.name)
+            current = await self._catalog.get(record.name)
+            if current.uid != record.uid or not current.unfinished:
+                return  # deleted or settled by somebody else; the name may be another device's by now
+            record = current
 
     async def _settle(self, record: DeviceRecord, error: Exception, *, serving: bool) -> None:
         event = Event.REFUTED if serving else Event.GAVE_UP
@@ -201,7 +208,11 @@ class Registrar:
 
     async def _remember(self, record: DeviceRecord, error: InvalidZinfo) -> None:
         current = await self._catalog.get(record.name)
-        if current.recipe is not None and current.recipe.unproven_zinfo is not None:
+        if (
+            current.uid == record.uid
+            and current.recipe is not None
+            and current.recipe.unproven_zinfo is not None
+        ):
             for layer in current.recipe.layers:
                 await self._catalog.refute(current.recipe.unproven_zinfo, layer.digest, error.detail)
 
@@ -238,6 +249,11 @@ class Registrar:
                     self._restorations[key].error = error
                 log.warning("restoration waits", device=record.name, code=error.code, error=error.detail)
                 await asyncio.sleep(wait)
+
+
+def _refutes(error: Exception) -> bool:
+    """Whether an error of a proof says that what is served is wrong; a table that is not here says nothing of it."""
+    return fault_of(error) is Fault.FINAL and isinstance(error, IntegrityError | InvalidLayer | InvalidZinfo)
 
 
 def _failure(error: Exception) -> Failure:

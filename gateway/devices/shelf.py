@@ -27,6 +27,7 @@ from gateway.errors import (
     ArtifactDamaged,
     BlockgateError,
     DeviceFailed,
+    DeviceNotFound,
     DeviceNotReady,
     DeviceQuarantined,
     IndexAbsent,
@@ -138,7 +139,13 @@ class Shelf:
         Raises ``DeviceNotFound``, ``DeviceNotReady``, ``DeviceFailed``, ``DeviceQuarantined``, ``NewerFormat`` or
         ``StorageError``.
         """
-        return await self._get(name, lambda: self._by_name.get(name), lambda: self._catalog.get(name))
+        try:
+            return await self._get(name, lambda: self._by_name.get(name), lambda: self._catalog.get(name))
+        except DeviceNotFound:
+            for held in list(self._by_uid.values()):
+                if held.record.name == name and self._by_name.get(name) is not held:
+                    self._drop(held)
+            raise
 
     async def get_content(self, etag: str) -> Device:
         """A device that has the content, opened if need be. Raises ``ContentNotFound`` or ``StorageError``."""
@@ -191,8 +198,13 @@ class Shelf:
             if held is not None:
                 return held.device
             async with self._opening.setdefault(where, asyncio.Lock()):
-                held = known()
-                return held.device if held is not None else self._use(await look())
+                while (held := known()) is None:
+                    seen = self._seen
+                    record = await look()
+                    # A change that was followed meanwhile may be of this device, and newer than what was read.
+                    if self._seen == seen:
+                        return self._use(record)
+                return held.device
         except StorageError as error:
             # The catalog is away. Content never changes, so what is open stays right.
             held = known()

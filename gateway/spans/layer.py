@@ -126,6 +126,7 @@ class Layer:
             raise
         else:
             self._use(index)
+            self.note(None)
             running.set_result(index)
             return index
         finally:

@@ -95,30 +95,6 @@ async def test_losing_it_comes_out_of_the_block(catalog, execute):
     assert asyncio.current_task().cancelling() == 0
 
 
-async def test_losing_it_while_the_block_ends_is_no_cancellation(catalog, execute, monkeypatch):
-    leases = eager(catalog.leases)
-    real, lost = leases._set, asyncio.Event()
-
-    async def setting(statement, lease):
-        if statement is leases._renew:
-            lost.set()
-            return 0
-        # The renewal that fails is answered while the release is under way.
-        await asyncio.sleep(0.01)
-        return await real(statement, lease)
-
-    monkeypatch.setattr(leases, "_set", setting)
-
-    async def work():
-        async with leases.hold("work"):
-            while not lost.is_set():
-                await asyncio.wait([asyncio.ensure_future(lost.wait())])
-
-    with pytest.raises(LeaseLost):
-        await work()
-    assert asyncio.current_task().cancelling() == 0
-
-
 async def test_who_is_cancelled_while_it_loses_the_lease_is_cancelled(catalog, monkeypatch):
     leases = eager(catalog.leases)
     holder: asyncio.Task[None]

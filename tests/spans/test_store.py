@@ -44,6 +44,7 @@ from gateway.spans.flights import Admission
 from gateway.spans.layer import Layer
 from gateway.spans.locks import SpanLocks
 from gateway.spans.memory import MemoryTier
+from gateway.spans.states import SpanState
 from gateway.spans.store import SpanStore
 from gateway.spans.tier import Origin
 from tests.support import gzip_streams, gzips
@@ -130,6 +131,11 @@ async def settle(store):
         await asyncio.wait(store._tasks, timeout=20)
 
 
+def failed(store):
+    """Numbers of the spans that could not be had when they were last asked for."""
+    return {key.span for key, state in store.states() if state is SpanState.FAILED}
+
+
 async def test_a_span_comes_from_upstream_then_from_memory(store, layer, source):
     assert await read(store, layer, 1) == (truth(layer, 1), Origin.UPSTREAM)
     assert await read(store, layer, 1) == (truth(layer, 1), Origin.MEMORY)
@@ -210,7 +216,7 @@ async def test_a_thousand_readers_cause_one_fetch(store, layer, source):
     source.gate = asyncio.Event()
     readers = [asyncio.create_task(read(store, layer, 1)) for _ in range(1000)]
     await asyncio.sleep(0)
-    assert store.flights.of(layer.key) == {1}
+    assert {key.span for key in store.flights.under_way()} == {1}
     source.gate.set()
     found = await asyncio.gather(*readers)
     assert {bytes(data) for data, _ in found} == {truth(layer, 1)}
@@ -418,15 +424,15 @@ async def test_prefetching_is_limited_and_asks_for_nothing_twice(stores, index, 
         store.prefetch(layer, number)
     for number in range(index.table.count):
         store.prefetch(layer, number)
-    assert store.flights.of(layer.key) == {0, 1, 2}
+    assert {key.span for key in store.flights.under_way()} == {0, 1, 2}
     assert store.counts.prefetched == 3
     source.gate.set()
     await settle(store)
     # All of it landed: there is room again, but not for what is in memory.
     store.prefetch(layer, 0)
-    assert store.flights.of(layer.key) == set()
+    assert {key.span for key in store.flights.under_way()} == set()
     store.prefetch(layer, 3)
-    assert store.flights.of(layer.key) == {3}
+    assert {key.span for key in store.flights.under_way()} == {3}
     await settle(store)
 
 
@@ -515,17 +521,17 @@ async def test_what_is_remembered_has_a_bound(store, layer, source, monkeypatch)
     for number in range(5):
         with pytest.raises(RegistryTimeout):
             await read(store, layer, number)
-    assert store.failed(layer.key) == {2, 3, 4}
+    assert failed(store) == {2, 3, 4}
 
 
 async def test_a_span_that_could_not_be_had_is_told_until_it_is_had(store, layer, source):
     source.error = failure(RegistryTimeout)
     with pytest.raises(RegistryTimeout):
         await read(store, layer, 1)
-    assert store.failed(layer.key) == {1}
+    assert failed(store) == {1}
     source.error = None
     await read(store, layer, 1)
-    assert store.failed(layer.key) == set()
+    assert failed(store) == set()
 
 
 async def test_a_prefetch_that_fails_is_nobodys_business(store, layer, source):
@@ -587,7 +593,7 @@ async def test_closing_ends_a_fetch_that_has_not_begun_yet(store, layer):
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(flight.future, 20)
     flight.release()
-    assert store.flights.of(layer.key) == set()
+    assert {key.span for key in store.flights.under_way()} == set()
     assert store.admission.used_bytes == 0
 
 

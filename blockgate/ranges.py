@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from enum import Enum
+from typing import Any
 
 from blockgate.errors import RangeNotSatisfiable
 
@@ -24,6 +25,11 @@ Range = tuple[int, int]
 # ASCII digits only, and no more than fit 64 bits: int() would take "1_0", "+1" and other scripts' digits.
 _ONE = re.compile(r"bytes=([0-9]{1,19})-([0-9]{1,19})", re.ASCII)
 _SPEC = re.compile(r"(?:([0-9]{1,19})-([0-9]{1,19})?|-([0-9]{1,19}))", re.ASCII)
+_CONTENT_RANGE = r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)"
+_CONTENT_RANGES: dict[type, re.Pattern[Any]] = {
+    str: re.compile(_CONTENT_RANGE, re.ASCII),
+    bytes: re.compile(_CONTENT_RANGE.encode()),
+}
 _ETAG = re.compile(r'(W/)?"[\x21\x23-\x7e\x80-\xff]*"')
 
 
@@ -84,9 +90,30 @@ def _join(found: list[Range]) -> list[Range]:
     return joined
 
 
+def range_header(start: int, stop: int) -> str:
+    """The ``Range`` field that asks for ``[start, stop)``."""
+    return f"bytes={start}-{stop - 1}"
+
+
 def content_range(start: int, stop: int, size: int) -> str:
     """``Content-Range`` of ``[start, stop)`` (section 14.4)."""
     return f"bytes {start}-{stop - 1}/{size}"
+
+
+def parse_content_range(value: str | bytes) -> tuple[int, int, int | None] | None:
+    """Start, stop and size (``None`` for ``*``) of a single-part 206; ``None`` for anything else, and for the absurd.
+
+    Bytes are taken as they are: the node does not decode the heads of its answers.
+    """
+    match = _CONTENT_RANGES[type(value)].fullmatch(value)
+    if match is None:
+        return None
+    first, last, total = match.groups()
+    start, stop = int(first), int(last) + 1
+    if total in ("*", b"*"):
+        return (start, stop, None) if start < stop else None
+    size = int(total)
+    return (start, stop, size) if start < stop <= size else None
 
 
 def unsatisfied_range(size: int) -> str:

@@ -23,7 +23,10 @@ class Reader(Protocol):
         ...
 
     async def read(self, offset: int, length: int) -> Bytes:
-        """Return exactly ``length`` bytes from ``offset``, or raise a ``BlockgateError``."""
+        """Return exactly ``length`` bytes from ``offset``, or raise a ``BlockgateError``.
+
+        What is returned is never written to again: it may be handed to a socket without a copy.
+        """
         ...
 
     async def aclose(self) -> None:

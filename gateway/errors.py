@@ -47,7 +47,7 @@ A leaf says what happened (its ``code`` is stable and documented), whether tryin
     │   │   ├── WrongRange             206 for other bytes than asked for
     │   │   └── TruncatedBody          fewer bytes than announced
     │   ├── AddressRefused             a realm or redirect to an address that is not allowed
-    │   ├── ManifestNotFound           no such image
+    │   ├── ImageNotFound              no such image
     │   ├── PlatformNotFound           the index has no manifest for the platform
     │   ├── InvalidManifest            a manifest or configuration that cannot be understood
     │   └── BlobNotFound               the layer is gone from the registry
@@ -235,8 +235,8 @@ class AddressRefused(UpstreamError):
     code = "address_refused"
 
 
-class ManifestNotFound(UpstreamError):
-    code = "manifest_not_found"
+class ImageNotFound(UpstreamError):
+    code = "image_not_found"
 
 
 class PlatformNotFound(UpstreamError):

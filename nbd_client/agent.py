@@ -14,7 +14,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nbd_client.allocator import give_back
-from nbd_client.errors import DeviceBusy, DeviceUnknown, InvalidUrl, KernelError, NodeError, SourceChanged
+from nbd_client.errors import (
+    BlockgateError,
+    DeviceBusy,
+    DeviceUnknown,
+    InvalidUrl,
+    KernelError,
+    SourceChanged,
+)
 from nbd_client.kernel.attach import BLOCK_BYTES, Attachment
 from nbd_client.kernel.sysfs import Sysfs, device_path, index_of
 from nbd_client.metrics import Served, State, numbers_of
@@ -54,7 +61,7 @@ class _Held:
 
 
 class Agent:
-    """Holds devices. Its methods are what the command line asks for; they raise ``NodeError``."""
+    """Holds devices. Its methods are what the command line asks for; they raise ``BlockgateError``."""
 
     def __init__(
         self,
@@ -291,7 +298,7 @@ class Agent:
             except (SourceChanged, KernelError) as error:
                 log.error("%s is not taken over: %s", held.record.url, error)
                 return
-            except NodeError as error:
+            except BlockgateError as error:
                 log.warning("%s is not taken over yet: %s", held.record.url, error)
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, _REOPEN_LONGEST_SECONDS)

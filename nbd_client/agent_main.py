@@ -21,7 +21,7 @@ from pathlib import Path
 from nbd_client.agent import Agent
 from nbd_client.control import DEFAULT_RUN_DIR, serve_control, socket_path
 from nbd_client.environment import configured, gateway_token
-from nbd_client.errors import KernelUnsupported, NodeError
+from nbd_client.errors import BlockgateError, KernelUnsupported
 from nbd_client.kernel.attach import Attachment, KernelAttachment
 from nbd_client.kernel.ioctl import IoctlAttachment
 from nbd_client.kernel.netlink import NbdNetlink
@@ -65,7 +65,7 @@ def main() -> int:
     harden()
     try:
         run_loop(_run(run_dir, _options(arguments.metrics)))
-    except NodeError as error:
+    except BlockgateError as error:
         log.error("%s", error)
         return 1
     return 0

@@ -15,7 +15,7 @@ import typer
 
 from nbd_client.control import DEFAULT_RUN_DIR, ask, ensure_agent, running
 from nbd_client.environment import gateway_token
-from nbd_client.errors import InvalidOption, NodeError, UsageError
+from nbd_client.errors import BlockgateError, InvalidOption, UsageError
 from nbd_client.options import (
     MountOptions,
     credentials_name,
@@ -175,7 +175,7 @@ def mount(
 def mount_source(
     source: str, mountpoint: Path, options: MountOptions, *, via: Via, gateway: str | None, run_dir: Path
 ) -> str:
-    """Mount a URL, or an image that ``gateway`` reads (None: ``BLOCKGATE_URL``); return how. Raises ``NodeError``."""
+    """Mount a URL, or an image that ``gateway`` reads (None: ``BLOCKGATE_URL``); return how. Raises ``BlockgateError``."""
     from nbd_client.mount import mount_url  # noqa: PLC0415  --help stays quick
 
     url = source
@@ -273,7 +273,7 @@ def main() -> None:
     """Entry point."""
     try:
         app()
-    except NodeError as error:
+    except BlockgateError as error:
         print(f"blockgate-nbd: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UsageError) else 1)
 

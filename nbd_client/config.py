@@ -17,12 +17,12 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from blockgate.retry import RetryPolicy
 from nbd_client.environment import PREFIX, config_file, gateway_token
 from nbd_client.errors import InvalidOption
 from nbd_client.report import NODE_NAME, REPORT_SECONDS
 from nbd_client.source.http import HttpLimits
 from nbd_client.source.readahead import ReadaheadPolicy
-from nbd_client.source.retry import RetryPolicy
 from nbd_client.source.stack import SourceOptions
 
 _MIB = 1 << 20

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nbd_client.errors import AgentError, NodeError, UsageError, leaves
+from nbd_client.errors import AgentError, BlockgateError, UsageError, leaves
 
 log = logging.getLogger(__name__)
 
@@ -59,14 +59,14 @@ async def _dispatch(line: bytes, handlers: Mapping[str, Handler]) -> dict[str, o
         return _failure(AgentError("the agent does not understand this request; is it another version?"))
     try:
         return {"result": await handler(**request)}
-    except NodeError as error:
+    except BlockgateError as error:
         return _failure(error)
     except Exception:
         log.exception("%s failed unexpectedly", handler.__name__)
         return _failure(AgentError("the agent failed unexpectedly; its log says more"))
 
 
-def _failure(error: NodeError) -> dict[str, object]:
+def _failure(error: BlockgateError) -> dict[str, object]:
     return {"error": {"code": error.code, "detail": error.detail, "usage": isinstance(error, UsageError)}}
 
 
@@ -84,10 +84,10 @@ def ask(run_dir: Path, command: str, **arguments: object) -> Any:
     if "error" not in answer:
         return answer["result"]
     code, detail = answer["error"]["code"], answer["error"]["detail"]
-    kinds: dict[str, type[NodeError]] = {kind.code: kind for kind in leaves()}
-    kind = kinds.get(code, UsageError if answer["error"].get("usage") else NodeError)
-    failure = NodeError.__new__(kind)  # a leaf's own constructor may want more than a text
-    NodeError.__init__(failure, detail)
+    kinds: dict[str, type[BlockgateError]] = {kind.code: kind for kind in leaves()}
+    kind = kinds.get(code, UsageError if answer["error"].get("usage") else BlockgateError)
+    failure = BlockgateError.__new__(kind)  # a leaf's own constructor may want more than a text
+    BlockgateError.__init__(failure, detail)
     raise failure
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbd_client.control import ask, running
-from nbd_client.errors import GatewayError, KernelUnsupported, NodeError, RecordInvalid
+from nbd_client.errors import BlockgateError, GatewayError, KernelUnsupported, RecordInvalid
 from nbd_client.kernel.netlink import NbdNetlink
 from nbd_client.kernel.sysfs import Sysfs, device_path
 from nbd_client.mount import missing_for_fuse, recorded
@@ -82,7 +82,7 @@ def examine(
     held: list[dict[str, Any]] = []
     try:
         held = ask(run_dir, "list") if alive else []
-    except NodeError as error:
+    except BlockgateError as error:
         yield Finding("agent", False, error.detail, f"look at {run_dir / 'agent.log'}")
         return  # what is stale depends on what it holds
     try:

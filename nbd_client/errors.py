@@ -6,11 +6,11 @@ into NBD error numbers is :func:`nbd_client.server.errno_of`.
 
 ::
 
-    NodeError
+    BlockgateError                     (blockgate.errors)
+    ├── RangeNotSatisfiable            a read outside of the device
     ├── UsageError                     the caller asked for something that cannot be
     │   ├── InvalidUrl                 not a URL that can be served
-    │   ├── InvalidOption              an option or address that makes no sense
-    │   └── OutOfRange                 a read outside of the device
+    │   └── InvalidOption              an option or address that makes no sense
     ├── ProtocolError                  NBD: the other side broke a rule
     │   ├── ClientProtocolError        ... and it was the client
     │   └── ServerProtocolError        ... and it was the server
@@ -38,23 +38,10 @@ into NBD error numbers is :func:`nbd_client.server.errno_of`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import ClassVar
+from blockgate.errors import BlockgateError, RangeNotSatisfiable, leaves  # noqa: F401 - handed on
 
 
-class NodeError(Exception):
-    """Root of the tree. ``str(error)`` is for people; ``code`` is for programs."""
-
-    code: ClassVar[str] = "internal"
-    retryable: ClassVar[bool] = False
-
-    def __init__(self, detail: str, *, retry_after_seconds: float | None = None) -> None:
-        super().__init__(detail)
-        self.detail = detail
-        self.retry_after_seconds = retry_after_seconds
-
-
-class UsageError(NodeError):
+class UsageError(BlockgateError):
     code = "usage"
 
 
@@ -66,11 +53,7 @@ class InvalidOption(UsageError):
     code = "invalid_option"
 
 
-class OutOfRange(UsageError):
-    code = "out_of_range"
-
-
-class ProtocolError(NodeError):
+class ProtocolError(BlockgateError):
     code = "nbd_protocol"
 
 
@@ -82,7 +65,7 @@ class ServerProtocolError(ProtocolError):
     code = "nbd_server_protocol"
 
 
-class SourceError(NodeError):
+class SourceError(BlockgateError):
     code = "source"
 
 
@@ -132,15 +115,15 @@ class TruncatedBody(SourceError):
         self.received = received
 
 
-class GatewayError(NodeError):
+class GatewayError(BlockgateError):
     code = "gateway"
 
 
-class ServerStopped(NodeError):
+class ServerStopped(BlockgateError):
     code = "server_stopped"
 
 
-class KernelError(NodeError):
+class KernelError(BlockgateError):
     code = "kernel"
 
 
@@ -161,22 +144,13 @@ class MountFailed(KernelError):
     code = "mount_failed"
 
 
-class AgentError(NodeError):
+class AgentError(BlockgateError):
     code = "agent"
 
 
-class ToolMissing(NodeError):
+class ToolMissing(BlockgateError):
     code = "tool_missing"
 
 
-class RecordInvalid(NodeError):
+class RecordInvalid(BlockgateError):
     code = "record_invalid"
-
-
-def leaves(root: type[NodeError] = NodeError) -> Iterator[type[NodeError]]:
-    """Every error class without subclasses, depth first."""
-    children = root.__subclasses__()
-    if not children:
-        yield root
-    for child in children:
-        yield from leaves(child)

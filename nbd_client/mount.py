@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from blockgate import durable
 from nbd_client.control import ask, ensure_agent, spawn
 from nbd_client.errors import (
     DeviceUnknown,
@@ -47,7 +48,7 @@ class Mounted:
 
 
 def mount_url(url: str, mountpoint: Path, *, via: str, options: tuple[str, ...], run_dir: Path) -> str:
-    """Mount ``url`` on ``mountpoint``; return "kernel" or "fuse". Raises ``NodeError``."""
+    """Mount ``url`` on ``mountpoint``; return "kernel" or "fuse". Raises ``BlockgateError``."""
     if not mountpoint.is_dir():
         raise InvalidOption(f"{mountpoint} is not a folder")
     mountpoint = mountpoint.resolve()
@@ -58,12 +59,12 @@ def mount_url(url: str, mountpoint: Path, *, via: str, options: tuple[str, ...],
     else:
         mounted = _mount_fuse(url, mountpoint, options, run_dir)
     path = run_dir / f"{secrets.token_hex(8)}{_SUFFIX}"
-    path.write_text(json.dumps(asdict(mounted)) + "\n")
+    durable.replace(path, (json.dumps(asdict(mounted)) + "\n").encode())
     return way
 
 
 def umount(mountpoint: Path, *, run_dir: Path) -> None:
-    """Undo :func:`mount_url`. Raises ``NodeError``; while something uses the mount, nothing is undone."""
+    """Undo :func:`mount_url`. Raises ``BlockgateError``; while something uses the mount, nothing is undone."""
     path, mounted = _recorded(mountpoint.resolve(), run_dir)
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.umount2(os.fsencode(mounted.mountpoint), 0):

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from nbd_client.cli import Via, mount_source, subtype
 from nbd_client.control import DEFAULT_RUN_DIR
-from nbd_client.errors import InvalidOption, NodeError, UsageError
+from nbd_client.errors import BlockgateError, InvalidOption, UsageError
 from nbd_client.mount import umount
 from nbd_client.options import helper_options, parse_options
 
@@ -100,7 +100,7 @@ class _Parser(argparse.ArgumentParser):
 def _told(name: str, work: Callable[[], None]) -> int:
     try:
         work()
-    except NodeError as error:
+    except BlockgateError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return _WRONG_USAGE if isinstance(error, UsageError) else _FAILED
     return 0

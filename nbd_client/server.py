@@ -20,7 +20,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Protocol, cast
 
-from nbd_client.errors import InvalidOption, NodeError, OutOfRange, ServerStopped
+from blockgate.reader import Bytes
+from nbd_client.errors import BlockgateError, InvalidOption, RangeNotSatisfiable, ServerStopped
 from nbd_client.protocol.constants import Errno
 from nbd_client.protocol.handshake import Close, Enter, Export, Handshake, Send
 from nbd_client.protocol.transmission import (
@@ -33,7 +34,7 @@ from nbd_client.protocol.transmission import (
     Violation,
     reply_header,
 )
-from nbd_client.reader import Bytes, HotReader
+from nbd_client.reader import HotReader
 
 log = logging.getLogger(__name__)
 
@@ -64,14 +65,14 @@ WAIT_BOUNDS = (
     60.0,
 )
 
-_ERRNOS: tuple[tuple[type[NodeError], Errno], ...] = (
-    (OutOfRange, Errno.EINVAL),
+_ERRNOS: tuple[tuple[type[BlockgateError], Errno], ...] = (
+    (RangeNotSatisfiable, Errno.EINVAL),
     (ServerStopped, Errno.ESHUTDOWN),
-    (NodeError, Errno.EIO),
+    (BlockgateError, Errno.EIO),
 )
 
 
-def errno_of(error: NodeError) -> Errno:
+def errno_of(error: BlockgateError) -> Errno:
     """What an error is called on the wire."""
     return next(number for kind, number in _ERRNOS if isinstance(error, kind))
 
@@ -253,7 +254,7 @@ class Session(asyncio.Protocol):
     def _begin_read(self, request: Read) -> None:
         try:
             data = self._reader.peek(request.offset, request.length)
-        except NodeError as error:
+        except BlockgateError as error:
             self._fail(request, error)
             return
         if data is not None:
@@ -272,14 +273,14 @@ class Session(asyncio.Protocol):
         error = asyncio.CancelledError() if read.cancelled() else read.exception()
         if error is None:
             self._deliver(request, read.result())
-        elif isinstance(error, NodeError):
+        elif isinstance(error, BlockgateError):
             self._fail(request, error)
         elif isinstance(error, asyncio.CancelledError):
             self._fail(request, ServerStopped("the source was closed"))
         else:
             # A defect of ours: the client still gets its answer, and nothing else is lost.
             log.error("reading %d+%d failed unexpectedly", request.offset, request.length, exc_info=error)
-            self._fail(request, NodeError("unexpected failure"))
+            self._fail(request, BlockgateError("unexpected failure"))
         if self._queue or self._finishing:
             self._pump()
 
@@ -293,7 +294,7 @@ class Session(asyncio.Protocol):
         if self._transport is not None:
             self._transport.writelines((reply_header(request.cookie), data))
 
-    def _fail(self, request: Read, error: NodeError) -> None:
+    def _fail(self, request: Read, error: BlockgateError) -> None:
         self._counters.errors += 1
         log.warning("read %d+%d failed: %s", request.offset, request.length, error)
         self._write(reply_header(request.cookie, errno_of(error)))

@@ -53,7 +53,7 @@ def serve_forever(
 ) -> None:
     """Serve until SIGTERM or SIGINT, then finish what is in flight.
 
-    Says on standard error when clients can connect. Raises ``NodeError`` when it cannot come to that.
+    Says on standard error when clients can connect. Raises ``BlockgateError`` when it cannot come to that.
     """
     run_loop(_serve(url, listen, export_name, options, metrics))
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from gateway.api.schemas import FailureView, Health, ProgressView, SegmentView
+from gateway.api.schemas import FailureView, Health, ProgressView, SegmentView, View
 from gateway.observe.nodes import NodeDevice
 from gateway.observe.spanmap import CellState
 from gateway.recipes.spec import Layout
@@ -109,7 +109,7 @@ class NodeView(BaseModel):
     devices: list[NodeDevice]
 
 
-class EventView(BaseModel):
+class EventView(View):
     """A line of the log that somebody may want to see."""
 
     at: datetime

@@ -22,6 +22,9 @@ from gateway.recipes.states import State, Verification
 
 SUMMARY = [column for column in devices.c if column.name not in ("spec", "recipe", "contents")]
 
+CONTENTS = ("files", "directories", "symlinks", "specials", "bytes")
+"""What is counted of a file system."""
+
 Row = Mapping[Any, Any]
 
 
@@ -40,7 +43,7 @@ def record(row: Row) -> DeviceRecord:
         recipe=recipe,
         progress=_progress(row["progress"]),
         failure=_failure(row, newer),
-        contents=row["contents"],
+        contents=_contents(row),
         newer="; ".join(newer) or None,
     )
 
@@ -107,16 +110,22 @@ def _recipe(row: Row, newer: list[str]) -> Recipe | None:
 
 
 def _progress(data: Mapping[str, Any] | None) -> Progress | None:
-    if not data:
-        return None
+    try:
+        return None if not data else _understood(data)
+    except (AttributeError, TypeError, ValueError):
+        return None  # only shown: what cannot be understood is left out
+
+
+def _understood(data: Mapping[str, Any]) -> Progress:
     error = data.get("error")
+    retry_at = data.get("retry_at")
     return Progress(
         phase=str(data.get("phase", "")),
         done=int(data.get("done") or 0),
         total=int(data.get("total") or 0),
         error=Failure(str(error.get("code")), str(error.get("detail"))) if error else None,
         attempt=int(data.get("attempt") or 0),
-        retry_at=data.get("retry_at"),
+        retry_at=None if retry_at is None else float(retry_at),
     )
 
 
@@ -124,6 +133,13 @@ def _failure(row: Row, newer: list[str]) -> Failure | None:
     if row["failure_code"] is not None:
         return Failure(row["failure_code"], row["failure_detail"] or "")
     return Failure(NewerFormat.code, "; ".join(newer)) if newer else None
+
+
+def _contents(row: Row) -> dict[str, int] | None:
+    found = row["contents"]
+    if not isinstance(found, dict) or not all(isinstance(found.get(name), int) for name in CONTENTS):
+        return None
+    return {name: found[name] for name in CONTENTS}
 
 
 def _created(row: Row) -> datetime:

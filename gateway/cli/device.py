@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,8 @@ from gateway.errors import BlockgateError, InvalidRequest
 
 app = typer.Typer(help="Register, list, show and remove devices.", no_args_is_help=True)
 
+# Devices of one call; the most that the gateway gives.
+_PAGE = 1000
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -77,12 +80,12 @@ def add(
 def ls(gateway: Gateway = None, as_json: Json = False) -> None:
     """List devices."""
     with connect(gateway) as client:
-        devices = client.call("GET", "/v1/devices")["devices"]
+        devices = list(_all(client))
     if as_json:
         dump(devices)
         return
     rows = [
-        [d["name"], d["state"], d["layout"], human(d["size"]), d["image"]["reference"] if d["image"] else "-"]
+        [d["name"], _state(d), d["layout"], human(d["size"]), d["image"]["reference"] if d["image"] else "-"]
         for d in devices
     ]
     table(["NAME", "STATE", "LAYOUT", "SIZE", "IMAGE"], rows)
@@ -108,6 +111,21 @@ def rm(name: str, gateway: Gateway = None, as_json: Json = False) -> None:
         dump({"removed": name})
 
 
+def _all(client: Client) -> Iterator[dict[str, Any]]:
+    """Every device, page by page."""
+    query: dict[str, Any] = {"limit": _PAGE}
+    while True:
+        page = client.call("GET", "/v1/devices", params=query)
+        yield from page["devices"]
+        if page["next"] is None:
+            return
+        query["cursor"] = page["next"]
+
+
+def _state(device: dict[str, Any]) -> str:
+    return f"{device['state']}, degraded" if device["health"] == "degraded" else str(device["state"])
+
+
 def _wait(client: Client, device: dict[str, Any]) -> dict[str, Any]:
     """Follow the device's events until it is readable or has failed."""
     if device["state"] != "indexing":
@@ -119,16 +137,17 @@ def _wait(client: Client, device: dict[str, Any]) -> dict[str, Any]:
             device = data
             if device["state"] != "indexing":
                 break
-            if device["progress"]:
-                report(device["progress"]["phase"], device["progress"]["done"], device["progress"]["total"])
-    shown: dict[str, Any] = client.call("GET", device_path(device["name"]))
-    return shown
+            if shown := device["progress"]:
+                why = f": {shown['error']['detail']}" if shown["error"] else ""
+                report(shown["phase"] + why, shown["done"], shown["total"])
+    whole: dict[str, Any] = client.call("GET", device_path(device["name"]))
+    return whole
 
 
 def _print(device: dict[str, Any]) -> None:
     rows = [
         ["name", device["name"]],
-        ["state", f"{device['state']}, {device['verification']}"],
+        ["state", f"{_state(device)}, {device['verification']}"],
         ["size", f"{device['size']} bytes ({human(device['size'])})" if device["size"] is not None else "-"],
         ["data", device["data_url"]],
     ]
@@ -151,6 +170,8 @@ def _print(device: dict[str, Any]) -> None:
     for segment in device["segments"]:
         where = f"{segment['offset']}..{segment['offset'] + segment['length']}"
         rows.append([segment["kind"], f"{where} {segment['digest'] or ''}".rstrip()])
+    if device["progress"] and (waits := device["progress"]["error"]):
+        rows.append(["waits", f"{waits['detail']} [{waits['code']}]"])
     if device["error"]:
         rows.append(["error", f"{device['error']['detail']} [{device['error']['code']}]"])
     table(["", ""], rows)

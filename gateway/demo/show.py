@@ -31,7 +31,7 @@ from gateway.erofs.reader import Image
 _RANGES = 400
 _FILES = 200
 _START_SECONDS = 30.0
-_MARKER = ".blockgate-demo"
+MARK = ".blockgate-demo"
 
 
 class DemoFailed(Exception):
@@ -41,7 +41,7 @@ class DemoFailed(Exception):
 def run(folder: Path, port: int, *, keep_running: bool) -> None:
     """The whole demonstration. Raises ``DemoFailed``."""
     console = Console(highlight=False)
-    claim(folder)
+    prepare(folder)
     with console.status("Making an image of Python's standard library: two gzip layers in an OCI layout"):
         sample = make_sample(folder)
     compressed = sum(path.stat().st_size for path in (sample.folder / "blobs" / "sha256").iterdir())
@@ -64,26 +64,27 @@ def run(folder: Path, port: int, *, keep_running: bool) -> None:
                 _wait_for_signal()
 
 
-def claim(folder: Path) -> None:
-    """Make ``folder`` the demo's own and empty it of an earlier demo. Raises ``DemoFailed`` for somebody else's files.
+def prepare(folder: Path) -> None:
+    """An empty place for a demo: what an earlier demo left is removed, for it may be of another Python.
 
-    A marker file tells a folder of the demo. Only an empty folder is given one, so nothing that a demo did not
-    make is deleted or overwritten.
+    Nothing is removed from a folder without the demo's mark. Raises ``DemoFailed`` for one that has other files.
     """
-    marker = folder / _MARKER
+    mark = folder / MARK
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not marker.is_file():
+        if not mark.is_file():
             if any(folder.iterdir()):
                 raise DemoFailed(
-                    f"{folder} has files that the demo did not make; choose an empty folder with --folder"
+                    f"{folder} has files that no demo made ({MARK} is not there), and a demo begins with an empty folder: "
+                    "name another one with --folder"
                 )
-            marker.write_text("`blockgate demo` made this folder and empties it when it is run again.\n")
-        # A demo starts from nothing: what an earlier one left may be of another Python.
-        for left in ("image", "data"):
-            shutil.rmtree(folder / left, ignore_errors=True)
+            mark.write_text(
+                "blockgate demo made the files of this folder, and removes image/ and data/ when it starts.\n"
+            )
     except OSError as error:
-        raise DemoFailed(f"{folder} cannot be used: {error.strerror}") from error
+        raise DemoFailed(f"{folder}: {error.strerror}") from error
+    for left in ("image", "data"):
+        shutil.rmtree(folder / left, ignore_errors=True)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from gateway.devices.plan import LayerPlan, build_source, codec_needs_look, plan
 from gateway.errors import (
     ArtifactDamaged,
     ArtifactNotFound,
+    BlobMismatch,
     IntegrityError,
     InvalidLayer,
     StorageError,
@@ -173,7 +174,12 @@ class Parts:
         blob = self._artifacts.blob(metadata.digest, metadata.size)
         promise = Promise(metadata.digest, metadata.size)
         cutting = Cutting(IDENTITY, metadata.cut, metadata.span_size)
-        await self.ingest.index(blob, promise, cutting, _silent)
+        try:
+            await self.ingest.index(blob, promise, cutting, _silent)
+        except BlobMismatch as error:
+            raise ArtifactDamaged(
+                f"the metadata {metadata.digest} is damaged in the data folder; it is made or has to be uploaded again"
+            ) from error
 
     async def _build(self, keys: Sequence[LayerKey]) -> Built:
         output = self._artifacts.scratch()

@@ -202,6 +202,12 @@ class Shelf:
                 raise
             log.warning("catalog", error=error.detail)
             return held.device
+        except BlockgateError:
+            # It is gone, or serves no more.
+            for held in list(self._by_uid.values()):
+                if where == held.record.name or where in held.tags:
+                    self._drop(held)
+            raise
 
     async def _follow(self) -> None:
         """Look which devices the latest changes concern."""
@@ -339,10 +345,14 @@ class _Keeper:
     async def _mend(self, layer: Layer) -> LayerIndex:
         restoring = self._restore(self._record, layer.key)
         done, _ = await asyncio.wait([restoring.task], timeout=_PATIENCE_SECONDS)
+        met = restoring.error
         if done and not restoring.task.cancelled():
-            restoring.task.result()
-            return await self._indexes.open(layer.key)
-        why = "" if restoring.error is None else f"; the last attempt met: {restoring.error.detail}"
+            try:
+                restoring.task.result()
+                return await self._indexes.open(layer.key)
+            except BlockgateError as error:
+                met = error
+        why = "" if met is None else f"; the last attempt met: {met.detail}"
         raise IndexBeingMade(
             f"{layer.where}: what it is read by was lost or damaged here and is being made again{why}",
             retry_after_seconds=_RETRY_AFTER_SECONDS,

@@ -11,8 +11,9 @@ import asyncio
 import contextlib
 import json
 import mmap
+import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -76,28 +77,38 @@ def build_file(tocs: Sequence[Path], output: Path) -> BuiltMetadata:
 
 
 async def build_in_process(tocs: Sequence[Path], output: Path) -> BuiltMetadata:
-    """Build in a process of its own; ends it when cancelled."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        __name__,
-        str(output),
-        *map(str, tocs),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-    )
+    """Build in a process of its own; ends it when cancelled. Raises ``InvalidLayer`` or ``StorageError``."""
+    command = [sys.executable, "-m", __name__, str(output), *map(str, tocs)]
+    # Starting a process takes as long as copying this one's page tables: not on the event loop.
+    process = await _outlasting(asyncio.to_thread(_start, command))
     try:
-        answer, _ = await process.communicate()
+        answer, _ = await asyncio.to_thread(process.communicate)
     finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+        process.kill()  # nothing to one that has ended
+        await asyncio.shield(asyncio.to_thread(process.wait))
+    return _answered(answer, process.returncode)
+
+
+def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)  # noqa: S603 - this program itself
+
+
+async def _outlasting(work: Coroutine[Any, Any, subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
+    """The process that a thread starts; ended again if the caller was cancelled meanwhile."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(lambda done: done.result().kill() if done.exception() is None else None)
+        raise
+
+
+def _answered(answer: bytes, status: int) -> BuiltMetadata:
     try:
         facts: dict[str, Any] = json.loads(answer)
     except ValueError:
         raise BuildFailed(
-            f"building the metadata ended with status {process.returncode}; see the gateway's log"
+            f"building the metadata ended with status {status}; see the gateway's log"
         ) from None
     if "error" in facts:
         kinds: dict[str, type[BlockgateError]] = {kind.code: kind for kind in (InvalidLayer, StorageError)}

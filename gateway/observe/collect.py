@@ -146,5 +146,5 @@ def _upstream(services: Services, numbers: Numbers) -> None:
         numbers.add(metrics.UPSTREAM_RETRIES, count, host, reason)
     for host, count in upstream.throttled.items():
         numbers.add(metrics.UPSTREAM_THROTTLED, count, host)
-    for host, _ in upstream.attempts:
-        numbers.add(metrics.BREAKER_STATE, _BREAKER_VALUES[upstream.breakers.get(host, "closed")], host)
+    for host, state in upstream.breaker_states().items():
+        numbers.add(metrics.BREAKER_STATE, _BREAKER_VALUES[state], host)

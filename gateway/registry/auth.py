@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import httpx
 
+from blockgate.retry import parse_retry_after
 from gateway.errors import RegistryOverloaded, RegistryProtocolError, RegistryUnauthorized, UpstreamError
 from gateway.registry.breaker import Clock
 from gateway.registry.challenge import Challenge, find_challenge
 from gateway.registry.credentials import Credentials, CredentialStore
-from gateway.registry.retry import parse_retry_after
 from gateway.registry.transport import Answer, Origin, Transport, origin_of
 
 _TOKEN_LIMIT_BYTES = 256 * 1024

@@ -17,8 +17,8 @@ from blockgate.reader import Blob, Bytes, check_bounds
 from gateway.errors import (
     BlobMismatch,
     BlobNotFound,
+    ImageNotFound,
     InvalidManifest,
-    ManifestNotFound,
     PathNotAllowed,
     StorageError,
     TruncatedBody,
@@ -52,7 +52,7 @@ class LayoutSource:
     async def resolve(self, reference: Reference, platform: str) -> Image:
         """Find the image for ``platform``, with every document's digest verified.
 
-        Without a tag, ``index.json`` is searched as a whole. Raises ``PathNotAllowed``, ``ManifestNotFound``,
+        Without a tag, ``index.json`` is searched as a whole. Raises ``PathNotAllowed``, ``ImageNotFound``,
         ``PlatformNotFound``, ``InvalidManifest``, ``ManifestMismatch`` or ``BlobNotFound``.
         """
         wanted = parse_platform(platform)
@@ -159,7 +159,7 @@ class _Documents:
         where = str(self._reference)
         if self._reference.digest:
             return Index((Entry(Descriptor("", self._reference.digest, 0), None),))
-        body = self._read(self._folder / "index.json", MANIFEST_LIMIT_BYTES, ManifestNotFound)
+        body = self._read(self._folder / "index.json", MANIFEST_LIMIT_BYTES, ImageNotFound)
         index = parse_manifest(body, "", f"{where}: index.json")
         if not isinstance(index, Index):
             raise InvalidManifest(f"{where}: index.json is not an index")
@@ -169,15 +169,13 @@ class _Documents:
         entries = tuple(entry for entry in index.entries if _carries(entry.descriptor, tag))
         if not entries:
             tags = sorted({entry.descriptor.annotations.get(_REF_NAME, "") for entry in index.entries} - {""})
-            raise ManifestNotFound(f"{where}: no such tag; there are {', '.join(tags)[:1000] or 'none'}")
+            raise ImageNotFound(f"{where}: no such tag; there are {', '.join(tags)[:1000] or 'none'}")
         return Index(entries)
 
     async def manifest(self, descriptor: Descriptor) -> tuple[bytes, str]:
-        """A manifest by digest."""
-        return await self._verified(descriptor, MANIFEST_LIMIT_BYTES, ManifestNotFound), ""
+        return await self._verified(descriptor, MANIFEST_LIMIT_BYTES, ImageNotFound), ""
 
     async def config(self, descriptor: Descriptor) -> bytes:
-        """A configuration by digest."""
         return await self._verified(descriptor, CONFIG_LIMIT_BYTES, BlobNotFound)
 
     async def _verified(

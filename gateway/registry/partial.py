@@ -7,18 +7,12 @@ several parts, compressed bodies. Each would become wrong data if its header wer
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
+from blockgate.ranges import parse_content_range
 from gateway.errors import RangeIgnored, RegistryProtocolError, WrongRange
 
-_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
 _OK, _PARTIAL, _NOT_SATISFIABLE = 200, 206, 416
-
-
-def range_header(start: int, stop: int) -> str:
-    """The Range field for the half-open ``[start, stop)``."""
-    return f"bytes={start}-{stop - 1}"
 
 
 def check_partial(
@@ -42,15 +36,15 @@ def check_partial(
         raise RegistryProtocolError(f"{where}: status {status} for a range")
     check_encoding(headers, where)
     value = headers.get("content-range", "")
-    match = _CONTENT_RANGE.fullmatch(value.strip())
-    if not match:
+    found = parse_content_range(value.strip())
+    if found is None:
         kind = headers.get("content-type", "")
         what = "several parts" if kind.startswith("multipart/") else f"Content-Range {shown(value)}"
         raise WrongRange(f"{where}: asked for bytes {start}-{stop - 1}, was sent {what}")
-    if (int(match[1]), int(match[2]) + 1) != (start, stop):
+    if found[:2] != (start, stop):
         raise WrongRange(f"{where}: asked for bytes {start}-{stop - 1}, was sent {shown(value)}")
-    if match[3] != "*" and int(match[3]) != size:
-        raise WrongRange(f"{where}: the blob is said to have {match[3]} bytes, the manifest says {size}")
+    if found[2] not in (None, size):
+        raise WrongRange(f"{where}: the blob is said to have {found[2]} bytes, the manifest says {size}")
     check_length(headers, stop - start, where)
 
 

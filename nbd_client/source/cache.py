@@ -9,8 +9,8 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-from nbd_client.errors import NodeError
-from nbd_client.reader import Bytes, Reader, check_bounds
+from blockgate.reader import Bytes, Reader, check_bounds
+from nbd_client.errors import BlockgateError
 from nbd_client.source.extents import Extent, ExtentMap
 
 _MAX_FETCH_BYTES = 4 << 20  # longer gaps are fetched side by side
@@ -65,7 +65,7 @@ class CacheReader:
                 self._begin(Extent(piece, min(piece + _MAX_FETCH_BYTES, gap_end)))
 
     async def read(self, offset: int, length: int) -> Bytes:
-        """Return ``length`` bytes from ``offset``. Raises ``OutOfRange`` or what the inner reader raised."""
+        """Return ``length`` bytes from ``offset``. Raises ``RangeNotSatisfiable`` or what the inner reader raised."""
         check_bounds(offset, length, self._size)
         if not length:
             return b""
@@ -76,7 +76,7 @@ class CacheReader:
             extents = self._extents.overlapping(offset, end)
             try:
                 return await self._assemble(offset, end, extents)
-            except NodeError:
+            except BlockgateError:
                 # A fetch that somebody else began may have used up its time before this read came: once
                 # more, on this read's own account.
                 failed = {extent.pending for extent in extents if extent.data is None and _failed(extent)}

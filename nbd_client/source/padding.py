@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from nbd_client.reader import Bytes, check_bounds
+from blockgate.reader import Bytes, check_bounds
 from nbd_client.source.stack import Source
 
 

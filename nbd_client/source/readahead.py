@@ -12,7 +12,7 @@ import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from nbd_client.reader import Bytes, check_bounds
+from blockgate.reader import Bytes, check_bounds
 from nbd_client.source.cache import CacheReader
 
 _CANDIDATES = 32

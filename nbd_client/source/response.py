@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
+from blockgate.ranges import parse_content_range
+from blockgate.retry import parse_http_date, parse_retry_after
 from nbd_client.errors import (
-    NodeError,
+    BlockgateError,
     RangeIgnored,
     SourceChanged,
     SourceError,
@@ -23,7 +24,6 @@ from nbd_client.errors import (
 )
 
 MAX_HEAD_BYTES = 32 << 10
-MAX_RETRY_AFTER_SECONDS = 30.0
 
 OK, PARTIAL, PRECONDITION_FAILED, UNSATISFIABLE = 200, 206, 412, 416
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -32,7 +32,6 @@ RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: .*)?", re.DOTALL)
 _FIELD = re.compile(rb"^([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\r\n]*)", re.MULTILINE)
-_CONTENT_RANGE = re.compile(rb"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 _RANGE_FIELD = b"\r\nContent-Range: "
 _DIGITS = re.compile(rb"[0-9]{1,19}")
 _SINGLE = (
@@ -109,12 +108,16 @@ class HeadParser:
         value = raw[begin:] if end < 0 else raw[begin:end]
         around = raw[:begin] if end < 0 else raw[:begin] + raw[end:]
         head = self._head
-        # The value must be the plain kind, or it might hide what parse_head would refuse.
-        if head is not None and around == self._around and _CONTENT_RANGE.fullmatch(value):
+        # The value must be of harmless characters, or it might hide what parse_head would refuse.
+        if head is not None and around == self._around and _is_plain(value):
             return Head(head.status, {**head.fields, b"content-range": value}, head.keep_alive)
         head = self._head = parse_head(raw)
         self._around = around
         return head
+
+
+def _is_plain(value: bytes) -> bool:
+    return value.startswith(b"bytes ") and not value[6:].strip(b"0123456789-/")
 
 
 def _joined(found: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
@@ -141,13 +144,10 @@ def body_length(head: Head) -> int:
 
 def content_range(head: Head) -> tuple[int, int, int]:
     """Start, end (exclusive) and total of a 206. Raises ``WrongRange`` when it does not tell or is absurd."""
-    matched = _CONTENT_RANGE.fullmatch(head.fields.get(b"content-range", b""))
-    if matched is None:
+    found = parse_content_range(head.fields.get(b"content-range", b""))
+    if found is None or found[2] is None:
         raise WrongRange("the answer to a range has no usable Content-Range")
-    start, last, total = int(matched[1]), int(matched[2]), int(matched[3])
-    if not start <= last < total:
-        raise WrongRange(f"the server's Content-Range {start}-{last}/{total} is absurd")
-    return start, last + 1, total
+    return found[0], found[1], found[2]
 
 
 def pin_of(head: Head) -> Pin:
@@ -200,39 +200,27 @@ def error_of(head: Head) -> SourceError:
     if status in RETRYABLE:
         return SourceOverloaded(
             f"the server answered {status}",
-            retry_after_seconds=parse_retry_after(head.fields.get(b"retry-after"), head.fields.get(b"date")),
+            retry_after_seconds=parse_retry_after(
+                _text(head, b"retry-after"), parse_http_date(_text(head, b"date"))
+            ),
         )
     if status == PRECONDITION_FAILED:
         return SourceChanged("the content changed: the server no longer has what was opened (412)")
     return SourceRefused(f"the server answered {status}")
 
 
-def parse_retry_after(value: bytes | None, date: bytes | None) -> float | None:
-    """Seconds to wait (RFC 9110 section 10.2.3), at most ``MAX_RETRY_AFTER_SECONDS``; None when not told.
-
-    The date form is taken relative to the server's own Date, so that clocks need not agree.
-    """
-    if value is None:
-        return None
-    if _DIGITS.fullmatch(value):
-        return min(float(value), MAX_RETRY_AFTER_SECONDS)
-    try:
-        then = parsedate_to_datetime(value.decode("ascii"))
-        now = parsedate_to_datetime((date or b"").decode("ascii"))
-        seconds = (then - now).total_seconds()
-    except (ValueError, TypeError):
-        return None
-    return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS)
+def _text(head: Head, name: bytes) -> str:
+    return head.fields.get(name, b"").decode("latin-1")
 
 
-def traced(error: NodeError, trace_id: str) -> NodeError:
+def traced(error: BlockgateError, trace_id: str) -> BlockgateError:
     """The same error, its text ending with the trace id of the request that met it."""
     error.detail = f"{error.detail} (trace {trace_id})"
     error.args = (error.detail,)
     return error
 
 
-def named(error: NodeError, shown_url: str) -> NodeError:
+def named(error: BlockgateError, shown_url: str) -> BlockgateError:
     """The same error, its text beginning with the URL that it is about."""
     error.detail = f"{shown_url}: {error.detail}"
     error.args = (error.detail,)

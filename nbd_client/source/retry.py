@@ -1,6 +1,6 @@
 """Whole reads from a source that answers in part, late, or not at all. The only layer that retries.
 
-The decisions are :class:`Attempts` (PURE): how long to wait before the next try, or that there is none.
+The decisions are :class:`blockgate.retry.Attempts`: how long to wait before the next try, or that there is none.
 """
 
 from __future__ import annotations
@@ -8,51 +8,11 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Protocol
 
-from nbd_client.errors import NodeError, SourceTimeout, TruncatedBody
-from nbd_client.reader import Bytes, check_bounds
-
-
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    """Seconds for one read altogether, and of the backoff: jitter in ``[0, min(first * 2^n, longest))``."""
-
-    total_seconds: float = 60.0
-    first_backoff_seconds: float = 0.1
-    longest_backoff_seconds: float = 5.0
-
-
-class Attempts:
-    """The retries of one read. ``jitter`` gives a number in [0, 1)."""
-
-    def __init__(self, policy: RetryPolicy, now: float, jitter: Callable[[], float]) -> None:
-        self._policy = policy
-        self._deadline = now + policy.total_seconds
-        self._jitter = jitter
-        self._failures = 0
-
-    @property
-    def deadline(self) -> float:
-        """The time after which nothing is tried any more."""
-        return self._deadline
-
-    def wait_after(self, error: NodeError, now: float) -> float | None:
-        """Seconds until the next try, or None when there must be none.
-
-        What the server asked for (Retry-After) is a minimum, not a maximum: below it, asking is rude and in
-        vain. A wait that would end after the deadline is not begun.
-        """
-        if not error.retryable:
-            return None
-        ceiling = min(
-            self._policy.longest_backoff_seconds,
-            self._policy.first_backoff_seconds * 2 ** min(self._failures, 30),
-        )
-        self._failures += 1
-        wait = self._jitter() * ceiling + (error.retry_after_seconds or 0.0)
-        return wait if now + wait < self._deadline else None
+from blockgate.reader import Bytes, check_bounds
+from blockgate.retry import Attempts, RetryPolicy
+from nbd_client.errors import BlockgateError, SourceTimeout, TruncatedBody
 
 
 class PartialSource(Protocol):
@@ -100,7 +60,7 @@ class RetryReader:
         return self._source.size
 
     async def read(self, offset: int, length: int) -> Bytes:
-        """Return ``length`` bytes from ``offset``. Raises ``OutOfRange`` or ``SourceError``."""
+        """Return ``length`` bytes from ``offset``. Raises ``RangeNotSatisfiable`` or ``SourceError``."""
         check_bounds(offset, length, self.size)
         if not length:
             return b""
@@ -113,7 +73,7 @@ class RetryReader:
                 received = await self._source.read_into(offset + filled, view[filled:], attempts.deadline)
                 filled += received
                 self.received_bytes += received
-            except NodeError as error:
+            except BlockgateError as error:
                 if isinstance(error, TruncatedBody):
                     filled += error.received
                     self.received_bytes += error.received

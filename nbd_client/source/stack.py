@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from blockgate.reader import Bytes
+from blockgate.retry import RetryPolicy
 from nbd_client.errors import SourceRefused
-from nbd_client.reader import Bytes
 from nbd_client.source.cache import CacheReader
 from nbd_client.source.http import HttpLimits, HttpSource
 from nbd_client.source.readahead import ReadaheadPolicy, ReadaheadReader
 from nbd_client.source.response import Pin
-from nbd_client.source.retry import RetryPolicy, RetryReader
+from nbd_client.source.retry import RetryReader
 
 
 @dataclass(frozen=True, slots=True)

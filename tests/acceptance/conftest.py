@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from gateway.layers.index import LayerIndex
+from gateway.layers.index import SPANS
+from gateway.layers.table import SpanTable
 from tests.support.faultregistry import FaultRegistry
 from tests.support.gateway import Gateway
 from tests.support.threadedregistry import ThreadedRegistry
@@ -58,12 +59,8 @@ def small_tar() -> bytes:
 
 def span_edges(gateway: Gateway, digest: str) -> list[int]:
     """Where the spans of a layer begin and end, in its decoded bytes."""
-    index = LayerIndex.open(gateway.index_folder(digest))
-    assert index is not None
-    try:
-        return [index.table.bounds(number)[0] for number in range(index.table.count)] + [index.table.size]
-    finally:
-        index.close()
+    table = SpanTable((gateway.index_folder(digest) / SPANS).read_bytes())
+    return [table.bounds(number)[0] for number in range(table.count)] + [table.size]
 
 
 def random_ranges(seed: int, count: int, size: int, longest: int = 1 << 16) -> Iterator[tuple[int, int]]:
@@ -76,8 +73,8 @@ def random_ranges(seed: int, count: int, size: int, longest: int = 1 << 16) -> I
 
 
 def padded(content: bytes) -> bytes:
-    """As it lies in a device: up to the next block of 512."""
-    return content + bytes(-len(content) % 512)
+    """As it lies in a device behind metadata: up to the next multiple of 4096."""
+    return content + bytes(-len(content) % 4096)
 
 
 @pytest.fixture(scope="module")

@@ -94,7 +94,7 @@ def test_a_full_disk_costs_nobody_a_read_and_is_used_again_when_there_is_room(
     with full(small_disk / "cache"):
         for _ in range(3):
             reads_right(gateway, small_tar)
-        assert cache(gateway)["disk_write_errors"]["ENOSPC"] >= 1
+        assert cache(gateway)["disk_errors"]["ENOSPC"] >= 1
         assert cache(gateway)["disk_bypassed"]
         assert gateway.temporary_files() == []
         assert gateway.span_files() == []
@@ -106,7 +106,7 @@ def test_a_full_disk_costs_nobody_a_read_and_is_used_again_when_there_is_room(
     assert "Traceback" not in gateway.log
     figure(
         "full cache disk: write errors counted, wrong reads",
-        f"{cache(gateway)['disk_write_errors']['ENOSPC']}, 0",
+        f"{cache(gateway)['disk_errors']['ENOSPC']}, 0",
     )
 
 
@@ -121,7 +121,7 @@ def test_a_read_only_disk_costs_nobody_a_read_and_is_used_again_when_it_is_writa
         # The pause after the trouble before may last a little yet; reads are right all the while.
         def noticed() -> bool:
             reads_right(gateway, small_tar)
-            return cache(gateway)["disk_write_errors"].get("EROFS", 0) >= 1
+            return cache(gateway)["disk_errors"].get("EROFS", 0) >= 1
 
         wait_until(noticed, what="the refusal", seconds=60)
         assert gateway.http.get("/readyz").status_code == 200
@@ -147,4 +147,4 @@ def test_budgets_of_next_to_nothing_still_serve_right_bytes(
         state = cache(gateway)
         assert state["memory"]["used_bytes"] <= memory
         assert state["disk"]["used_bytes"] <= disk
-        assert state["disk_write_errors"] == {}
+        assert state["disk_errors"] == {}

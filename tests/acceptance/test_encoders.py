@@ -48,7 +48,7 @@ def test_every_range_is_that_of_the_decompressed_tar(
         if kind == "filesystem":
             metadata = gateway.http.get(f"/v1/artifacts/{device['segments'][0]['digest']}").content
             assert len(metadata) == layer["offset"] == device["segments"][0]["length"] > 0
-        expected = metadata + padded(small_tar)
+        expected = metadata + padded(small_tar) if metadata else small_tar
         assert device["size"] == len(expected)
         edges = [layer["offset"] + edge for edge in span_edges(gateway, layer["digest"])]
         step = _MEMBER_BYTES.get(flavour)

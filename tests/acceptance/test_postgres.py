@@ -7,9 +7,9 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from gateway.devices.catalog import migrate, open_engine
 
-from gateway.devices import tables
+from gateway.catalog import tables
+from gateway.catalog.database import migrate, open_engine
 from tests.support import postgres
 from tests.support.gateway import Gateway
 from tests.support.gzips import member

@@ -12,7 +12,7 @@ import pytest
 from nbd_client.cli import register_image
 from nbd_client.errors import GatewayError
 from nbd_client.options import parse_options
-from tests.acceptance.conftest import Figure, random_ranges, span_edges
+from tests.acceptance.conftest import Figure, padded, random_ranges, span_edges
 from tests.support.debianroot import debian_root_tar, debian_root_tar_gz
 from tests.support.dockerregistry import DockerRegistry, docker_registry
 from tests.support.gateway import Gateway, around
@@ -102,7 +102,7 @@ def test_metadata_in_front_of_a_debian_root_moves_every_byte_by_its_length(
     front, layer = device["segments"][:2]
     metadata = gateway.http.get(f"/v1/artifacts/{front['digest']}").content
     assert (front["kind"], front["length"], layer["offset"]) == ("metadata", len(metadata), len(metadata))
-    expected = metadata + root_tar[:]
+    expected = metadata + padded(root_tar[:])
     assert device["size"] == len(expected)
     edges = [0, layer["offset"], *(layer["offset"] + at for at in span_edges(gateway, layer["digest"]))]
     wanted = list(itertools.chain(random_ranges(2, 250, len(expected)), around(edges[::10], len(expected))))

@@ -49,7 +49,7 @@ def reachable(package: str, module, root: type) -> dict[str, type]:
 
 
 GATEWAY = reachable("gateway", errors, errors.BlockgateError)
-NODE = reachable("nbd_client", node_errors, node_errors.NodeError)
+NODE = reachable("nbd_client", node_errors, node_errors.BlockgateError)
 
 
 def test_every_code_of_the_gateway_is_explained_and_no_other():
@@ -73,10 +73,10 @@ def test_codes_of_client_commands_are_explained():
 
 
 def test_every_code_of_the_node_is_explained_and_no_other():
-    expected = set(NODE) - {node_errors.NodeError.code}
+    expected = set(NODE) - {node_errors.BlockgateError.code}
     assert set(rows("Node")) == expected
 
 
-@pytest.mark.parametrize("code", sorted(set(NODE) - {node_errors.NodeError.code}))
+@pytest.mark.parametrize("code", sorted(set(NODE) - {node_errors.BlockgateError.code}))
 def test_retryable_is_that_of_the_nodes_code(code):
     assert rows("Node")[code][0] == ("yes" if NODE[code].retryable else "no")

@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from nbd_client.errors import OutOfRange, SourceTimeout
-from nbd_client.reader import check_bounds
+from blockgate.reader import check_bounds
+from nbd_client.errors import RangeNotSatisfiable, SourceTimeout
 from nbd_client.source.cache import CacheReader
 from nbd_client.source.readahead import ReadaheadReader
 
@@ -162,7 +162,7 @@ async def test_a_sequential_reader_gets_right_bytes_ahead_of_time():
 
 async def test_bounds_are_checked():
     cache = CacheReader(Inner(), 1 << 20)
-    with pytest.raises(OutOfRange):
+    with pytest.raises(RangeNotSatisfiable):
         await cache.read(len(CONTENT), 1)
     assert await cache.read(0, 0) == b""
 

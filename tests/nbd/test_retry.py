@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from blockgate.retry import Attempts, RetryPolicy
 from nbd_client.errors import (
-    OutOfRange,
+    RangeNotSatisfiable,
     SourceChanged,
     SourceOverloaded,
     SourceRefused,
@@ -15,7 +16,7 @@ from nbd_client.errors import (
     SourceUnreachable,
     TruncatedBody,
 )
-from nbd_client.source.retry import Attempts, RetryPolicy, RetryReader
+from nbd_client.source.retry import RetryReader
 
 CONTENT = bytes(range(256)) * 16
 POLICY = RetryPolicy(total_seconds=60, first_backoff_seconds=0.1, longest_backoff_seconds=5)
@@ -94,7 +95,7 @@ async def test_what_the_server_asks_for_is_waited_for():
 async def test_bounds_are_checked_and_nothing_is_asked_for_nothing():
     reading, source, _ = reader()
     assert await reading.read(len(CONTENT), 0) == b""
-    with pytest.raises(OutOfRange):
+    with pytest.raises(RangeNotSatisfiable):
         await reading.read(len(CONTENT) - 1, 2)
     assert source.asked == []
 

@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway.errors import BlobNotFound, RegistryUnreachable, StorageError
 from gateway.recipes.records import Failure
 from gateway.recipes.states import Event
+from gateway.registry.breaker import Breaker
 from gateway.spans.tier import Origin
 from tests.support.inprocess import TOKENS, bearer, running, token_entries
 
@@ -34,7 +35,7 @@ async def read(gateway, name, start, stop):
 
 
 async def stats(gateway):
-    gateway.app.state.__dict__.get("_state", {}).pop("shared_stats", None)
+    gateway.worker.stats.forget()
     answer = await gateway.client.get("/v1/stats")
     assert answer.status_code == 200, answer.text
     return answer.json()
@@ -165,11 +166,11 @@ async def test_statistics_are_of_what_was_read(gateway):
         0.75,
     )
     assert base["amplification"] > 1
-    assert (wrong["state"], wrong["error"]["code"]) == ("failed", "manifest_not_found")
+    assert (wrong["state"], wrong["error"]["code"]) == ("failed", "image_not_found")
 
 
 async def test_many_who_ask_at_once_cost_one_look(gateway, monkeypatch):
-    observation = gateway.app.state.observation
+    observation = gateway.worker.observation
     looks = 0
     overview = observation.overview
 
@@ -219,7 +220,11 @@ async def test_a_registry_that_is_not_asked_is_trouble_and_counts_are_by_registr
     upstream.request_finished("registry.test", "registry_overloaded", 0.01)
     upstream.retried("registry.test", "registry_overloaded")
     upstream.bytes_received("registry.test", 500)
-    upstream.breaker_changed("registry.test", "open")
+    breaker = Breaker("registry.test", clock=lambda: 0.0, observer=upstream)
+    upstream.breaker_made("registry.test", breaker)
+    for _ in range(5):
+        breaker.enter()
+        breaker.failed()
     shown = await stats(gateway)
     assert shown["status"] == {"level": "trouble", "reason": "registry.test does not answer"}
     (entry,) = shown["upstream"]

@@ -7,18 +7,18 @@ import pytest
 from gateway.errors import (
     BlobNotFound,
     ConfigurationError,
+    ImageNotFound,
     InvalidManifest,
     InvalidReference,
     InvalidRequest,
     ManifestMismatch,
-    ManifestNotFound,
     PlatformNotFound,
     RegistryUnreachable,
 )
+from gateway.registry.client import ImageSources
 from gateway.registry.layout import LayoutSource
 from gateway.registry.reference import parse_reference
 from gateway.registry.retry import RetryPolicy
-from gateway.registry.sources import ImageSources
 from tests.support import faultregistry as faults
 
 
@@ -115,7 +115,7 @@ async def test_an_artifact_without_an_image_s_configuration_has_layers_and_no_di
 
 @pytest.mark.parametrize(
     ("name", "error"),
-    [("team/none", ManifestNotFound), ("team/app:none", ManifestNotFound)],
+    [("team/none", ImageNotFound), ("team/app:none", ImageNotFound)],
 )
 async def test_what_is_not_there_is_named(registry, make_registries, image, name, error):
     with pytest.raises(error, match=f"{registry.host}/{name.partition(':')[0]}"):
@@ -224,6 +224,6 @@ async def test_folders_and_registries_are_behind_one_interface(registry, make_re
     resolved = await sources.open_source(reference, insecure=True).resolve(reference, "linux/amd64")
     assert resolved.digest == image.digest
     folder = parse_reference("oci:nothing")
-    with pytest.raises(ManifestNotFound):
+    with pytest.raises(ImageNotFound):
         await sources.open_source(folder).resolve(folder, "linux/amd64")
     await sources.aclose()

@@ -13,9 +13,9 @@ import pytest
 from gateway.errors import (
     BlobMismatch,
     BlobNotFound,
+    ImageNotFound,
     InvalidManifest,
     ManifestMismatch,
-    ManifestNotFound,
     PathNotAllowed,
     PlatformNotFound,
     RangeNotSatisfiable,
@@ -94,13 +94,13 @@ async def test_a_folder_of_several_platforms_is_an_index(folder, source):
 
 
 async def test_a_missing_tag_lists_those_there_are(folder, source):
-    with pytest.raises(ManifestNotFound, match=r"1\.0"):
+    with pytest.raises(ImageNotFound, match=r"1\.0"):
         await resolve(source, f"oci:{folder}:2.0")
 
 
 @pytest.mark.parametrize("text", ["oci:{root}/none", "oci:none", "oci:{root}"])
-async def test_a_folder_without_an_index_is_manifest_not_found(root, source, text):
-    with pytest.raises(ManifestNotFound):
+async def test_a_folder_without_an_index_is_image_not_found(root, source, text):
+    with pytest.raises(ImageNotFound):
         await resolve(source, text.format(root=root))
 
 
@@ -161,7 +161,7 @@ async def test_documents_are_verified(folder, source):
     with pytest.raises(ManifestMismatch):
         await resolve(source, f"oci:{folder}")
     path.unlink()
-    with pytest.raises(ManifestNotFound):
+    with pytest.raises(ImageNotFound):
         await resolve(source, f"oci:{folder}")
 
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from blockgate.ranges import range_header
 from gateway.errors import RangeIgnored, RegistryProtocolError, WrongRange
-from gateway.registry.partial import check_partial, check_whole, range_header
+from gateway.registry.partial import check_partial, check_whole
 
 
 def check(status: int, start: int, stop: int, size: int, **headers: str) -> None:

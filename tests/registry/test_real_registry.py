@@ -8,11 +8,11 @@ import random
 
 import pytest
 
-from gateway.errors import BlobNotFound, ManifestNotFound, RegistryProtocolError, RegistryUnauthorized
-from gateway.registry.client import Registries
+from gateway.errors import BlobNotFound, ImageNotFound, RegistryProtocolError, RegistryUnauthorized
 from gateway.registry.credentials import CredentialStore
 from gateway.registry.reference import parse_reference
 from gateway.registry.source import Descriptor
+from tests.registry.conftest import build_registries
 from tests.support.dockerregistry import docker_registry
 from tests.support.ocilayout import OciLayout, digest_of, gzip_layer
 
@@ -35,7 +35,7 @@ def real(request, tmp_path):
 
 @pytest.fixture
 async def source(real):
-    registries = Registries(store=CredentialStore([real.auth_file]))
+    registries = build_registries(store=CredentialStore([real.auth_file]))
     yield registries.source(insecure=True)
     await registries.aclose()
 
@@ -60,7 +60,7 @@ async def test_an_image_is_resolved_and_read_as_it_was_pushed(real, source):
 async def test_what_is_not_there_has_its_error(real, source):
     reference = parse_reference(f"{real.host}/team/app:1.0")
     for name in ("team/none:1.0", "team/app:none", f"team/app@sha256:{'0' * 64}"):
-        with pytest.raises(ManifestNotFound):
+        with pytest.raises(ImageNotFound):
             await source.resolve(parse_reference(f"{real.host}/{name}"), "linux/amd64")
     blob = await source.open_blob(reference, Descriptor("", f"sha256:{'0' * 64}", 10))
     with pytest.raises(BlobNotFound):
@@ -71,7 +71,7 @@ async def test_what_is_not_there_has_its_error(real, source):
 
 
 async def test_without_credentials_a_closed_registry_says_so(real):
-    registries = Registries()
+    registries = build_registries()
     resolving = registries.source(insecure=True).resolve(
         parse_reference(f"{real.host}/team/app:1.0"), "linux/amd64"
     )

@@ -223,8 +223,8 @@ class Gateway:
         """The one finished index of a layer."""
         folders = [
             path
-            for path in (self.data_dir / "layers" / digest.removeprefix("sha256:")).iterdir()
-            if path.is_dir() and not path.name.endswith((".tmp", "-provisional"))
+            for path in (self.data_dir / "layers" / digest.removeprefix("sha256:")).glob("*/*")
+            if not path.parent.name.endswith("-unproven")
         ]
         assert len(folders) == 1, folders
         return folders[0]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blockgate import ranges
-from blockgate.ranges import Verdict, content_range, evaluate, parse_range
+from blockgate.ranges import Verdict, content_range, evaluate, parse_content_range, parse_range, range_header
 from gateway.errors import RangeNotSatisfiable
 
 TAG = '"abc"'
@@ -155,3 +155,30 @@ def test_content_range_is_inclusive():
 )
 def test_preconditions_follow_section_13_2_2(conditions, verdict):
     assert evaluate(TAG, **conditions) is verdict
+
+
+@given(st.integers(0, 2**40), st.integers(1, 2**30), st.integers(0, 2**30))
+def test_what_is_written_is_read_back(start, length, after):
+    stop, size = start + length, start + length + after
+    written = content_range(start, stop, size)
+    assert parse_content_range(written) == parse_content_range(written.encode()) == (start, stop, size)
+    assert parse_content_range(f"bytes {start}-{stop - 1}/*") == (start, stop, None)
+    assert parse_range(range_header(start, stop), size) == [(start, stop)]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "bytes 5-8",
+        "bytes 5-4/20",
+        "bytes 5-4/*",
+        "bytes 5-20/20",
+        "bytes */20",
+        "bytes ٣-8/20",
+        "bytes 5-8/20, bytes 5-8/20",
+    ],
+)
+def test_any_other_content_range_is_none(value):
+    assert parse_content_range(value) is None
+    assert parse_content_range(value.encode()) is None

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nbd_client.control import ask, ensure_agent
-from nbd_client.errors import DeviceBusy, DeviceUnknown, MountFailed, NodeError
+from nbd_client.errors import BlockgateError, DeviceBusy, DeviceUnknown, MountFailed
 from nbd_client.kernel.ioctl import IoctlAttachment
 from nbd_client.kernel.sysfs import Sysfs
 from nbd_client.mount import mount_url, umount
@@ -317,7 +317,7 @@ async def scenario_mount_8_and_a_line_of_fstab(sources: Sources) -> None:
 async def scenario_a_device_whose_connection_the_driver_gave_up_is_reattached(sources: Sources) -> None:
     """The driver ends a connection on which an answer takes too long; what it asked for waits for the next one."""
     device = await nbd("attach", url=sources.url)
-    await refused(NodeError, "another process serves it", "reattach", device=device)
+    await refused(BlockgateError, "another process serves it", "reattach", device=device)
     sysfs(device, "queue/io_timeout").write_text("1000")
 
     def slow(_request, answer):

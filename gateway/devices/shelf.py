@@ -44,11 +44,9 @@ from gateway.recipes.records import DeviceRecord, Failure
 from gateway.recipes.states import State, Verification
 from gateway.registry.source import Descriptor
 from gateway.spans.layer import Layer
-from gateway.spans.memory import MemoryTier
 from gateway.spans.store import SpanStore
 from gateway.spans.tier import Origin
 
-_UNPROVEN_MEMORY_BYTES = 64 << 20
 _SWEEP_SECONDS = 60.0
 _IDLE_SWEEPS = 5
 # A read that needs an index that is being made again waits so long for it.
@@ -269,9 +267,8 @@ class Shelf:
                 layer.key, source, Origin.UPSTREAM, proof, self._store.memory, self._store.shared, keeper
             )
         # Nothing unproven may enter a cache that others read.
-        memory = MemoryTier(_UNPROVEN_MEMORY_BYTES)
         proof = Chained(f"layer {layer.digest[:19]}…")
-        return Layer(unproven(layer.key), source, Origin.UPSTREAM, proof, memory, (), keeper)
+        return Layer(unproven(layer.key), source, Origin.UPSTREAM, proof, self._store.unproven, (), keeper)
 
     def _hide(self, held: _Open) -> None:
         """Give a device out no more without a look; its next reader finds it if it is still the same."""

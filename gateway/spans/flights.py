@@ -59,6 +59,11 @@ class Flight:
         self.future.add_done_callback(lambda done: None if done.cancelled() else done.exception())
         self._flights = flights
 
+    @property
+    def landed(self) -> bool:
+        """Whether its bytes are there."""
+        return self.future.done() and not self.future.cancelled() and self.future.exception() is None
+
     def hold(self) -> Flight:
         """One more reader needs it."""
         self.holders += 1
@@ -80,9 +85,7 @@ class Flights:
     def find(self, key: SpanKey) -> Flight | None:
         """The flight of a span. One that failed is none."""
         flight = self._by_key.get(key)
-        if flight is None or (flight.future.done() and not _succeeded(flight.future)):
-            return None
-        return flight
+        return None if flight is None or (flight.future.done() and not flight.landed) else flight
 
     def begin(self, key: SpanKey, length: int) -> Flight:
         """A new flight, which nobody holds yet."""
@@ -102,7 +105,3 @@ class Flights:
     def under_way(self) -> list[SpanKey]:
         """Spans that are being fetched."""
         return [key for key, flight in self._by_key.items() if not flight.future.done()]
-
-
-def _succeeded(future: asyncio.Future[Found]) -> bool:
-    return not future.cancelled() and future.exception() is None

@@ -39,6 +39,7 @@ from gateway.spans.tier import Origin, Tier
 _PATIENCE_SECONDS = 10.0
 _ROOM_POLL_SECONDS = 0.02
 _MAX_REMEMBERED = 1 << 16
+_UNPROVEN_MEMORY_BYTES = 64 << 20
 _MENDABLE = (IndexDamaged, IndexAbsent, ArtifactDamaged)
 
 
@@ -78,6 +79,8 @@ class SpanStore:
         self.memory = memory
         self.shared = shared
         """The tiers below memory, for layers whose spans others may find."""
+        self.unproven = MemoryTier(_UNPROVEN_MEMORY_BYTES)
+        """For layers that no pass has proven. One for all, so that it is one budget: their keys name the supplied table."""
         self.admission = admission
         self.counts = StoreCounts()
         self.flights = Flights(admission)
@@ -87,7 +90,8 @@ class SpanStore:
         self._prefetch_limit = concurrent_prefetches
         self._states: dict[SpanKey, SpanState] = {}
         self._tasks: dict[asyncio.Task[None], Flight] = {}
-        memory.on_evict = lambda key: self._note(key, SpanEvent.EVICT)
+        for tier in (memory, self.unproven):
+            tier.on_evict = lambda key: self._note(key, SpanEvent.EVICT)
 
     def peek(self, layer: Layer, number: int) -> Bytes | None:
         """The span if it is in memory: no waiting, no thread."""
@@ -177,7 +181,7 @@ class SpanStore:
         if writing:
             await asyncio.wait(writing)
         # The farthest first: what is read meanwhile would bring back what has been dropped nearer.
-        return sum([await tier.drop() for tier in (*reversed(self.shared), self.memory)])
+        return sum([await tier.drop() for tier in (*reversed(self.shared), self.unproven, self.memory)])
 
     async def aclose(self) -> None:
         """Stop all fetches."""
@@ -278,12 +282,26 @@ class SpanStore:
         """The span from the layer's source, checked as its proof asks."""
 
         async def fetch(wanted: int) -> Bytes:
-            held = None if wanted == number else layer.memory.peek(layer.span_key(wanted))
+            held = None if wanted == number else await self._had(layer, wanted)
             return held if held is not None else await self._fetch_one(layer, index, wanted)
 
         data = await layer.proof.read(index, number, fetch)
         layer.note(None)
         return data
+
+    async def _had(self, layer: Layer, number: int) -> Bytes | None:
+        """A span that another one is checked by, from memory or from its flight.
+
+        Flights wait for those of earlier spans only, so never for each other.
+        """
+        key = layer.span_key(number)
+        held = layer.memory.peek(key)
+        flight = None if held is not None else self.flights.find(key)
+        if flight is not None:
+            await asyncio.wait([flight.future])
+            if flight.landed:
+                held, _ = flight.future.result()
+        return held
 
     async def _fetch_one(self, layer: Layer, index: LayerIndex, number: int) -> Bytes:
         """One range, decoded and checked as far as that is possible for it alone."""

@@ -814,6 +814,17 @@ async def test_nothing_unproven_enters_a_cache_that_others_read(store, unproven)
     assert await read(store, unproven, 3) == (truth(unproven, 3), Origin.MEMORY)
 
 
+async def test_all_unproven_layers_share_one_budget_and_are_dropped_with_the_rest(store, index, source):
+    """Else each layer of each device would have one."""
+    layers = [layer_of(index, source, store, proven=False) for _ in range(2)]
+    assert layers[0].memory is layers[1].memory is store.unproven
+    assert store.unproven is not store.memory
+    await read(store, layers[0], 0)
+    assert store.unproven.used_bytes
+    await store.drop()
+    assert store.unproven.used_bytes == 0
+
+
 async def test_a_random_unproven_read_looks_at_the_span_before(store, unproven, source):
     await read(store, unproven, 3)
     assert sorted(at for at, _ in source.reads) == [unproven.index.table.span(i).in_start for i in (2, 3)]
@@ -823,6 +834,34 @@ async def test_a_sequential_unproven_reader_fetches_every_span_once(store, unpro
     for number in range(unproven.index.table.count):
         assert (await read(store, unproven, number))[0] == truth(unproven, number)
     assert len(source.reads) == unproven.index.table.count
+
+
+async def test_side_by_side_too_every_unproven_span_is_fetched_once(store, unproven, source):
+    numbers = range(unproven.index.table.count)
+    found = await asyncio.gather(*(read(store, unproven, number) for number in numbers))
+    assert b"".join(bytes(data) for data, _ in found) == DATA
+    assert len(source.reads) == len(numbers)
+
+
+async def test_an_unproven_span_does_not_fail_with_the_flight_of_the_one_before(
+    store, unproven, source, monkeypatch
+):
+    before = unproven.index.table.span(2).in_start
+    fetch = source.read
+    failures = [failure(RegistryTimeout)]
+
+    async def read_and_fail_once(offset, length):
+        data = await fetch(offset, length)
+        if offset == before and failures:
+            raise failures.pop()
+        return data
+
+    monkeypatch.setattr(source, "read", read_and_fail_once)
+    found = await asyncio.gather(
+        *(read(store, unproven, number) for number in (2, 3)), return_exceptions=True
+    )
+    assert isinstance(found[0], RegistryTimeout)
+    assert found[1] == (truth(unproven, 3), Origin.UPSTREAM)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -20,7 +20,6 @@ from gateway.layers.index import LayerIndex
 from gateway.layers.key import LayerKey, cut_name
 from gateway.layers.proof import Chained, Proven
 from gateway.spans.layer import Keeper, Layer
-from gateway.spans.memory import MemoryTier
 from gateway.spans.store import SpanStore
 from gateway.spans.tier import Origin
 
@@ -176,7 +175,7 @@ def layer_of(
         source,
         Origin.LOCAL if local else Origin.UPSTREAM,
         Proven() if proven else Chained(f"layer {index.key.blob[:19]}…"),
-        store.memory if proven else MemoryTier(64 << 20),
+        store.memory if proven else store.unproven,
         store.shared if proven and not local else (),
         keeper or StillKeeper(index),
     )

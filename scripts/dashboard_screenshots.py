@@ -1,15 +1,18 @@
 """Write docs/dashboard-light.png and docs/dashboard-dark.png from a live gateway that is being read.
 
 A registry of this machine holds the demo's image; clients read it through the gateway for --seconds (charts show 900).
+With --states there is a device in each condition too: for looking at, not for docs/.
 Needs docker-registry, skopeo and chromium.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import random
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -18,13 +21,21 @@ from playwright.sync_api import sync_playwright
 from gateway.demo.sample import make_sample
 from tests.support.browser import chromium
 from tests.support.dockerregistry import docker_registry
+from tests.support.faultregistry import corrupt, digest_of
 from tests.support.gateway import Gateway
+from tests.support.gzips import member
+from tests.support.layers import content, tar_of
+from tests.support.processes import free_port, wait_until
+from tests.support.threadedregistry import Held, ThreadedRegistry
 
 _DOCS = Path(__file__).resolve().parent.parent / "docs"
 _MIB = 1 << 20
 _HOT_SHARE = 0.85
 _MAPS_DRAWN = """() => [...document.querySelectorAll(".devices tbody")]
     .every((body) => !body.querySelector("[data-tone=good]") || body.querySelector("canvas").height > 1)"""
+
+_WAITING_SHOWN = """() => [...document.querySelectorAll(".devices small")]
+    .some((note) => note.textContent.startsWith("waiting"))"""
 
 
 def main() -> None:
@@ -35,6 +46,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=_DOCS, help="folder for the pictures")
     parser.add_argument("--phone", action="store_true", help="take one at a phone's width too")
+    parser.add_argument("--states", action="store_true", help="show a device in each condition")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
@@ -73,7 +85,8 @@ def main() -> None:
             try:
                 stop.wait(options.seconds)
                 _report_nodes(gateway.http)
-                _shoot(gateway.url, options.output, phone=options.phone)
+                with _conditions(gateway) if options.states else contextlib.nullcontext():
+                    _shoot(gateway.url, options.output, phone=options.phone, states=options.states)
             finally:
                 stop.set()
                 for reader in readers:
@@ -96,6 +109,35 @@ def _read(url: str, sizes: dict[str, int], seed: int, stop: threading.Event) -> 
             http.get(f"/v1/devices/{name}/data", headers={"range": f"bytes={start}-{start + length - 1}"})
 
 
+@contextlib.contextmanager
+def _conditions(gateway: Gateway) -> Iterator[None]:
+    """Devices that are degraded, waiting and being indexed; the one that failed is there already."""
+    tars = {
+        "degraded": tar_of({"data": content(3 * _MIB, 1)}),
+        "indexing": tar_of({"data": content(_MIB, 2)}),
+    }
+    with ThreadedRegistry() as registry:
+        for name, tar in tars.items():
+            registry.add_image(f"team/{name}", [member(tar)], diff_ids=[digest_of(tar)])
+
+        def body(repository: str, host: str = registry.host) -> dict[str, object]:
+            return {"source": {"image": f"{host}/team/{repository}:latest", "insecure": True}}
+
+        gateway.register("degraded", {**body("degraded"), "layout": "tar", "layer": {"index": 0}})
+        gateway.get("degraded", 0, 4096)
+        gateway.put("waiting", body("waiting", f"127.0.0.1:{free_port()}"))
+        broken = digest_of(member(tars["degraded"]))
+        with Held(registry, digest_of(member(tars["indexing"])), seconds=2):
+            gateway.put("indexing", body("indexing"))
+            registry.inject(corrupt, times=None, matching=lambda request: broken in request.path)
+            gateway.get("degraded", 2 * _MIB, 2 * _MIB + 4096)
+            wait_until(
+                lambda: (gateway.show("waiting")["progress"] or {}).get("phase") == "waiting",
+                what="the device that waits",
+            )
+            yield
+
+
 def _report_nodes(http: httpx.Client) -> None:
     device = {
         "name": "python",
@@ -115,7 +157,7 @@ def _report_nodes(http: httpx.Client) -> None:
         ).raise_for_status()
 
 
-def _shoot(url: str, output: Path, *, phone: bool) -> None:
+def _shoot(url: str, output: Path, *, phone: bool, states: bool) -> None:
     with sync_playwright() as playwright, chromium(playwright) as browser:
         shots = [("light", 1280, "dashboard-light"), ("dark", 1280, "dashboard-dark")]
         if phone:
@@ -131,6 +173,8 @@ def _shoot(url: str, output: Path, *, phone: bool) -> None:
             for device in page.locator(".devices tbody").all():
                 device.scroll_into_view_if_needed()
             page.wait_for_function(_MAPS_DRAWN)
+            if states:
+                page.wait_for_function(_WAITING_SHOWN)
             page.evaluate("scrollTo(0, 0)")
             page.screenshot(path=output / f"{name}.png", full_page=True)
             context.close()

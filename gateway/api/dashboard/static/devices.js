@@ -81,7 +81,7 @@ export class Devices {
         "tr",
         {},
         element("td", {}, element("div", { class: "name", text: device.name }), row.image),
-        element("td", {}, element("div", { class: "state" }, row.chip, row.health, row.note, row.meter)),
+        element("td", {}, element("div", { class: "state" }, element("div", { class: "chips" }, row.chip, row.health), row.note, row.meter)),
         row.size,
         row.served,
         row.hits,

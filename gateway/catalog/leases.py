@@ -98,9 +98,9 @@ class Leases:
         try:
             yield
         except asyncio.CancelledError:
-            if not lost:
+            # Who is cancelled by somebody else at the same moment is to end, and not to try again.
+            if not lost or task.uncancel() > 0:
                 raise
-            task.uncancel()
             raise LeaseLost(f"the lease {lease.name!r} ran out before it was renewed") from None
         finally:
             renewer.cancel()

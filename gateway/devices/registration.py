@@ -175,9 +175,13 @@ class Registration:
     async def _prove(self, recipe: Recipe) -> None:
         """The pass behind a device that is being served."""
         plans = [planning.plan_of(layer) for layer in recipe.layers]
-        await self._index(plans)
-        await self._progress.settle()
-        await self._catalog.prove(self._record, recipe.keys)
+        for _ in range(_PUBLISH_TRIES):
+            await self._index(plans)
+            await self._progress.settle()
+            if not await self._catalog.prove(self._record, recipe.keys):
+                break
+        else:
+            raise StorageError("indexes of the device were lost while it was being proven")
         for layer in recipe.layers:
             key = planning.unproven(layer.key)
             # Devices that still are read by it keep it: the row goes when the last one is proven.

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -49,7 +49,7 @@ class Artifacts:
 
     async def read(self, digest: str) -> bytes:
         """All of an artifact, verified. Raises as ``verified``."""
-        return await asyncio.to_thread(lambda: self._verified(digest).read_bytes())
+        return await asyncio.to_thread(self._read, digest)
 
     async def put(self, digest: str, body: AsyncIterator[bytes]) -> bool:
         """Store an upload; ``False`` when it was there already.
@@ -67,7 +67,7 @@ class Artifacts:
 
         def publish() -> bool:
             present = target.is_file()
-            durable.publish(temporary, target)
+            _replace(temporary, target)
             return not present
 
         try:
@@ -99,10 +99,7 @@ class Artifacts:
         def work() -> str:
             with path.open("rb") as file:
                 digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-            target = self._path(digest)
-            if target.is_dir():
-                target.rmdir()
-            durable.publish(path, target)
+            _replace(path, self._path(digest))
             return digest
 
         try:
@@ -121,31 +118,21 @@ class Artifacts:
 
     def _size(self, digest: str) -> int:
         path = self._path(digest)
-        try:
-            status = path.stat()
-        except FileNotFoundError:
-            raise ArtifactNotFound(
-                f"there is no artifact {digest}; upload it with PUT /v1/artifacts/{digest}"
-            ) from None
-        except OSError as error:
-            raise StorageError(f"the artifact {digest} cannot be read: {error.strerror}") from error
-        return status.st_size
+        with _named(digest):
+            return path.stat().st_size
 
     def _verified(self, digest: str) -> Path:
-        self._size(digest)
         path = self._path(digest)
-        try:
-            with path.open("rb") as file:
-                actual = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-        except IsADirectoryError:
-            actual = "no file"
-        except OSError as error:
-            raise StorageError(f"the artifact {digest} cannot be read: {error.strerror}") from error
-        if actual != digest:
-            raise ArtifactDamaged(
-                f"the artifact {digest} is damaged in the data folder; upload it again with PUT /v1/artifacts/{digest}"
-            )
+        with _named(digest), path.open("rb") as file:
+            _check(digest, hashlib.file_digest(file, "sha256").hexdigest())
         return path
+
+    def _read(self, digest: str) -> bytes:
+        path = self._path(digest)
+        with _named(digest):
+            data = path.read_bytes()
+            _check(digest, hashlib.sha256(data).hexdigest())
+        return data
 
 
 class LocalBlob:
@@ -181,6 +168,35 @@ class LocalBlob:
         if len(data) != length:
             raise ArtifactDamaged(f"the artifact {self._path.name} became shorter")
         return data
+
+
+@contextlib.contextmanager
+def _named(digest: str) -> Iterator[None]:
+    """Errors of a file as errors of the artifact."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise ArtifactNotFound(
+            f"there is no artifact {digest}; upload it with PUT /v1/artifacts/{digest}"
+        ) from None
+    except IsADirectoryError:
+        _check(digest, "no file")
+    except OSError as error:
+        raise StorageError(f"the artifact {digest} cannot be read: {error.strerror}") from error
+
+
+def _check(digest: str, actual: str) -> None:
+    if actual != hex_of(digest):
+        raise ArtifactDamaged(
+            f"the artifact {digest} is damaged in the data folder; upload it again with PUT /v1/artifacts/{digest}"
+        )
+
+
+def _replace(temporary: Path, target: Path) -> None:
+    """Give an artifact its name, whatever has it."""
+    if target.is_dir():
+        target.rmdir()
+    durable.publish(temporary, target)
 
 
 def _remove(path: Path) -> None:

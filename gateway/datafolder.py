@@ -58,17 +58,21 @@ class DataFolder:
             self.root.mkdir(parents=True, exist_ok=True)
             self._check()
             self.locks.mkdir(exist_ok=True)
+            lock = try_lock(self.locks / "gateway")
         except OSError as error:
             raise StorageError(
                 f"the data folder {self.root} cannot be used: {error.strerror}; choose one with --data-dir"
             ) from error
-        lock = try_lock(self.locks / "gateway")
         if lock is None:
             raise ConfigurationError(
                 f"another gateway uses the data folder {self.root}; choose another with --data-dir"
             )
         with lock:
             try:
+                # First of all: without it, what is made below would be taken for version 0.1.
+                if not self.version.exists():
+                    text = json.dumps({"format": FORMAT, "id": uuid.uuid4().hex})
+                    durable.replace(self.version, text.encode(), mode=0o644)
                 for folder in (self.layers, self.artifacts, self.cache, self.scratch):
                     folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -99,8 +103,6 @@ class DataFolder:
                     f"the data folder {self.root} was made by version 0.1, which kept things otherwise; "
                     "choose an empty folder with --data-dir and register the devices again"
                 ) from None
-            text = json.dumps({"format": FORMAT, "id": uuid.uuid4().hex})
-            durable.replace(self.version, text.encode(), mode=0o644)
             return
         except (ValueError, KeyError, TypeError):
             found = None

@@ -55,7 +55,7 @@ class Catalog:
         """
 
         def work(connection: sa.Connection) -> tuple[DeviceRecord, bool]:
-            present = _find(connection, name)
+            present = _find(connection, name, lock=True)
             if present is not None:
                 if present.state is State.FAILED and present.newer is None:
                     if present.spec == spec:
@@ -248,7 +248,7 @@ class Catalog:
         """Remove a device and return what it was. Raises ``DeviceNotFound``."""
 
         def work(connection: sa.Connection) -> DeviceRecord:
-            record = _get(connection, name)
+            record = _get(connection, name, lock=True)
             connection.execute(sa.delete(devices).where(devices.c.uid == record.uid))
             if record.recipe is not None:
                 manifest = record.recipe.manifest
@@ -386,14 +386,16 @@ def answers_to(record: DeviceRecord, etag: str) -> bool:
     return verified and etag == record.unproven_etag
 
 
-def _find(connection: sa.Connection, name: str) -> DeviceRecord | None:
+def _find(connection: sa.Connection, name: str, *, lock: bool = False) -> DeviceRecord | None:
     query = sa.select(devices).where(devices.c.name == name)
+    if lock:
+        query = query.with_for_update()  # SQLite has one writer at a time anyway
     row = connection.execute(query).mappings().one_or_none()
     return None if row is None else rows.record(row)
 
 
-def _get(connection: sa.Connection, name: str) -> DeviceRecord:
-    found = _find(connection, name)
+def _get(connection: sa.Connection, name: str, *, lock: bool = False) -> DeviceRecord:
+    found = _find(connection, name, lock=lock)
     if found is None:
         raise DeviceNotFound(f"there is no device {name!r}")
     return found

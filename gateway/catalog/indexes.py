@@ -59,7 +59,7 @@ def remove_unused(connection: sa.Connection, key: LayerKey) -> str | None:
 def refer(connection: sa.Connection, uid: str, keys: Sequence[LayerKey], now: str) -> list[LayerKey]:
     """Have a device refer to these indexes and to no others; returns those that are missing, and then changes nothing."""
     missing = []
-    for key in keys:
+    for key in sorted(keys):  # in one order, so that two devices of the same layers never wait for each other
         touched = (
             sa.update(layer_indexes)
             .where(_is(key), layer_indexes.c.attempt != "")

@@ -84,9 +84,11 @@ class Leases:
                 await asyncio.sleep(self._seconds / 3)
                 asked = time.monotonic()
                 try:
-                    kept = await self._set(self._renew, lease) > 0
-                except StorageError:
-                    kept = asked < good_until  # nobody else can have taken it yet
+                    # A database that hangs says nothing either.
+                    async with asyncio.timeout(good_until - asked):
+                        kept = await self._set(self._renew, lease) > 0
+                except (StorageError, TimeoutError):
+                    kept = time.monotonic() < good_until  # nobody else can have taken it yet
                 else:
                     good_until = asked + self._seconds
                 if not kept:

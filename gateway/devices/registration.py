@@ -178,8 +178,11 @@ class Registration:
         for _ in range(_PUBLISH_TRIES):
             await self._index(plans)
             await self._progress.settle()
-            if not await self._catalog.prove(self._record, recipe.keys):
+            missing = await self._catalog.prove(self._record, recipe.keys)
+            if not missing:
                 break
+            if recipe.metadata is not None and recipe.metadata.key in missing:
+                await self._parts.restore(replace(self._record, recipe=recipe), recipe.metadata.key)
         else:
             raise StorageError("indexes of the device were lost while it was being proven")
         for layer in recipe.layers:

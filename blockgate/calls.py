@@ -159,6 +159,7 @@ class Readiness:
         self._patience_seconds = patience_seconds
         self._report = report
         self._waited_seconds: float | None = None  # None: no fault was met since the last progress
+        self._fault = ""
         self._furthest: dict[str, int] = {}
         self._pause_seconds = _FIRST_PAUSE_SECONDS
 
@@ -175,10 +176,10 @@ class Readiness:
             raise DeviceUnusable(text, device=device)
         progress = device.get("progress") or {}
         phase, done = progress.get("phase") or "indexing", progress.get("done") or 0
-        fault = _shown(progress.get("error"))
         if phase == "waiting":
+            self._fault = _shown(progress.get("error"))
             self._waited_seconds = self._waited_seconds or 0.0
-            phase = f"waiting ({fault})"
+            phase = f"waiting ({self._fault})"
         elif done > self._furthest.get(phase, 0):
             self._furthest[phase] = done
             self._waited_seconds = None
@@ -187,7 +188,7 @@ class Readiness:
         if self._waited_seconds is not None:
             if self._waited_seconds >= self._patience_seconds:
                 raise GatewayWaits(
-                    f"device {device['name']} is not ready yet: {fault}; the gateway goes on trying: "
+                    f"device {device['name']} is not ready yet: {self._fault}; the gateway goes on trying: "
                     "ask again later, or see what it meets with: blockgate device show"
                 )
             self._waited_seconds += self._pause_seconds

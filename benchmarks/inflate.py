@@ -26,7 +26,8 @@ from isal import igzip_lib
 from benchmarks.report import Row, in_turns
 from gateway.gzran import span, zinfo
 from gateway.gzran.checkpoints import CheckpointBuilder
-from gateway.gzran.inflate import byte_aligned, inflate_span
+from gateway.gzran.inflate import inflate_span
+from tests.support import zinfo_tables
 
 NOTES = (
     "target 1: zlib and libisal get input that was aligned to whole bytes beforehand, and check nothing",
@@ -63,7 +64,7 @@ def index(blob, span_size):
 def spans(blob, table, size):
     for i in range(table.n):
         start, end = span.compressed_range(table, i, len(blob))
-        first, last = span.output_range(table, i, size)
+        first, last = zinfo_tables.output_range(table, i, size)
         compressed = memoryview(blob)[start:end]
         yield compressed, table.bits[i], bytes(table.window(i)), last - first, i == 0
 
@@ -86,7 +87,7 @@ CONTENDERS = {"zlib": with_zlib, "libisal": with_libisal, "inflate_span": with_i
 def measure(blob, span_size, rounds):
     """Medians of CPU seconds per contender for the whole blob, the number of spans, and decoded bytes."""
     table, size = index(blob, span_size)
-    work = [(byte_aligned(s[0], s[1]), *s) for s in spans(blob, table, size)]
+    work = [(zinfo_tables.byte_aligned(s[0], s[1]), *s) for s in spans(blob, table, size)]
 
     def timed(run):
         started = time.thread_time()

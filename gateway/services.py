@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import resource
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,14 +28,13 @@ from gateway.layers.folder import FolderStore
 from gateway.layers.open import OpenIndexes
 from gateway.recipes.spec import DeviceSpec
 from gateway.registry.blob import MinimumRate
-from gateway.registry.client import Registries
+from gateway.registry.client import ImageSources, Registries
 from gateway.registry.credentials import Credentials, CredentialStore, default_auth_files
 from gateway.registry.guard import AllowList
 from gateway.registry.layout import LayoutSource
 from gateway.registry.observe import CountingObserver
 from gateway.registry.reference import parse_reference
-from gateway.registry.retry import RetryPolicy
-from gateway.registry.sources import ImageSources
+from gateway.registry.retry import Retrier, RetryBudget, RetryPolicy
 from gateway.registry.stored import StoredCredentials
 from gateway.registry.transport import Transport
 from gateway.spans.disk import DiskTier, SpanFiles
@@ -164,13 +164,17 @@ def _sources(settings: Settings, observer: CountingObserver, stored: StoredCrede
     registries = Registries(
         store=CredentialStore(files, named, stored=stored),
         transport=Transport(allowed=AllowList(settings.allow_addresses)),
+        retrier=Retrier(
+            RetryPolicy(
+                attempt_seconds=settings.registry_attempt_seconds,
+                deadline_seconds=settings.registry_deadline_seconds,
+            ),
+            budget=RetryBudget(),
+            observer=observer,
+            rng=random.Random(),  # noqa: S311 - jitter
+        ),
+        minimum_rate=MinimumRate(bytes_per_second=settings.registry_min_bytes_per_second),
         insecure_hosts=settings.insecure_registries,
         mirrors=settings.mirrors,
-        minimum_rate=MinimumRate(bytes_per_second=settings.registry_min_bytes_per_second),
-        policy=RetryPolicy(
-            attempt_seconds=settings.registry_attempt_seconds,
-            deadline_seconds=settings.registry_deadline_seconds,
-        ),
-        observer=observer,
     )
     return ImageSources(registries, LayoutSource(settings.oci_roots))

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 
-from blockgate import connect
+from blockgate import connect, durable
 from nbd_client.control import ask, ensure_agent, spawn
 from nbd_client.errors import (
     DeviceUnknown,
@@ -105,7 +105,7 @@ def mount_url(url: str, mountpoint: Path, *, via: str, options: tuple[str, ...],
     else:
         mounted = _mount_fuse(url, mountpoint, options, run_dir)
     path = run_dir / f"{secrets.token_hex(8)}{_SUFFIX}"
-    path.write_text(json.dumps(asdict(mounted)) + "\n")
+    durable.replace(path, (json.dumps(asdict(mounted)) + "\n").encode())
     return way
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Mount, Route
@@ -17,9 +16,11 @@ from starlette.types import Receive, Scope, Send
 from blockgate.names import DATA_PATH
 from gateway import __version__, errors
 from gateway.api import artifacts, credentials, dashboard, devices, images, nodes, operations, problems, stats
+from gateway.api.connection import ADMISSION
 from gateway.api.data import DataEndpoint
 from gateway.api.edge import Edge, Net
-from gateway.api.openapi import PATHS, data_operations
+from gateway.api.openapi import PATHS, document
+from gateway.api.worker import Shared, Worker
 from gateway.config import Settings
 from gateway.errors import BlockgateError
 from gateway.observe.observation import Observation
@@ -28,8 +29,8 @@ from gateway.services import Services
 
 _DESCRIPTION = """Container images as devices: verified byte ranges of unmodified images that stay in their registry.
 
-Register a device with `PUT /v1/devices/{name}`, wait until its state is `ready`, then read
-`/v1/devices/{name}/data` with Range requests. Every error is an RFC 9457 problem document with a stable `code`."""
+Register a device with `PUT /v1/devices/{name}`, wait until its state is `ready`, then read its `data_url`
+with Range requests. Every error is an RFC 9457 problem document with a stable `code`."""
 
 _ROUTERS = (
     devices.router,
@@ -66,13 +67,14 @@ def create_app(settings: Settings) -> FastAPI:
     data = DataEndpoint(counts, private=bool(settings.tokens), cors_origins=settings.cors_origins)
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        services = app.state.services = await Services.open(settings)
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        services = await Services.open(settings)
         data.shelf = services.shelf
-        observation = app.state.observation = Observation(services, counts)
+        observation = Observation(services, counts)
+        app.state.worker = Worker(services, observation, Shared(lambda: stats.document(observation)))
         try:
             await observation.start()
-            yield
+            yield {ADMISSION: services.store.admission}
         finally:
             await observation.aclose()
             await services.aclose()
@@ -101,7 +103,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(BlockgateError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(HTTPException, _on_http)
-    app.openapi = lambda: schema(app)  # type: ignore[method-assign]
+    app.openapi = lambda: document(app)  # type: ignore[method-assign]
     return app
 
 
@@ -114,33 +116,6 @@ def _templates(app: FastAPI) -> dict[Any, str]:
         elif isinstance(route, Mount):
             names[route.app] = route.path
     return names
-
-
-def schema(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document, the data endpoint included."""
-    if app.openapi_schema is None:
-        document = get_openapi(
-            title=app.title,
-            version=app.version,
-            description=app.description,
-            routes=app.routes,
-            openapi_version="3.1.0",
-        )
-        for path in PATHS:
-            document["paths"][path] = data_operations(path)
-        document["paths"] = dict(sorted(document["paths"].items()))
-        # FastAPI documents its own validation answer, which is never sent: ours is a problem document of status 400.
-        for operations in document["paths"].values():
-            for operation in operations.values():
-                operation["responses"].pop("422", None) if _is_default(operation) else None
-        for name in ("HTTPValidationError", "ValidationError"):
-            document["components"]["schemas"].pop(name, None)
-        app.openapi_schema = document
-    return app.openapi_schema
-
-
-def _is_default(operation: dict[str, Any]) -> bool:
-    return "HTTPValidationError" in str(operation["responses"].get("422"))
 
 
 def _response(error: BlockgateError) -> Response:

@@ -8,9 +8,9 @@ from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import FileResponse
 
 from gateway import errors
-from gateway.api.context import services_of
 from gateway.api.problems import responses
 from gateway.api.schemas import ArtifactView
+from gateway.api.worker import worker_of
 
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
 
@@ -35,7 +35,7 @@ Digest = Annotated[str, Path(description="`sha256:` and 64 hexadecimal digits", 
 )
 async def upload(digest: Digest, request: Request, response: Response) -> ArtifactView:
     """Upload an artifact; 422 when its bytes have another digest than the URL says."""
-    services = services_of(request)
+    services = worker_of(request).services
     created = await services.artifacts.put(digest, request.stream())
     response.status_code = 201 if created else 200
     return ArtifactView(digest=digest, size=await services.artifacts.size(digest))
@@ -52,7 +52,7 @@ async def upload(digest: Digest, request: Request, response: Response) -> Artifa
 @router.head("/{digest}", response_class=Response, responses=responses(errors.ArtifactNotFound))
 async def download(digest: Digest, request: Request) -> Response:
     """An artifact's bytes. Their digest is the entity tag, so they are checked before any of them is sent."""
-    artifacts = services_of(request).artifacts
+    artifacts = worker_of(request).services.artifacts
     size = await artifacts.size(digest)
     headers = {"etag": f'"{digest}"', "cache-control": "max-age=31536000, immutable", "accept-ranges": "none"}
     if request.method == "HEAD":

@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints,
 
 from blockgate.names import DEVICE_NAME
 from gateway import errors
-from gateway.api.context import services_of
 from gateway.api.problems import responses
 from gateway.api.schemas import CredentialList, CredentialView
+from gateway.api.worker import worker_of
 from gateway.errors import CredentialsNotFound, InvalidReference, InvalidRequest
 from gateway.recipes.spec import check_name
 from gateway.registry.credentials import Credentials
@@ -60,7 +60,7 @@ async def store(name: Name, body: CredentialBody, request: Request, response: Re
     An entry of the configuration wins over them, so its name is refused here.
     """
     check_name(name)
-    services = services_of(request)
+    services = worker_of(request).services
     if name in services.settings.credentials:
         raise InvalidRequest(f"the configuration has credentials {name!r}, which win; choose another name")
     hosts = tuple(dict.fromkeys(_host(text) for text in body.hosts))
@@ -73,7 +73,7 @@ async def store(name: Name, body: CredentialBody, request: Request, response: Re
 @router.get("", responses=responses(errors.StorageError))
 async def listing(request: Request) -> CredentialList:
     """Names and hosts of what was stored here, by name; entries of the configuration are not shown."""
-    entries = await asyncio.to_thread(services_of(request).credentials.entries)
+    entries = await asyncio.to_thread(worker_of(request).services.credentials.entries)
     return CredentialList(
         credentials=[
             CredentialView(name=name, hosts=list(entry.hosts)) for name, entry in sorted(entries.items())
@@ -86,7 +86,7 @@ async def listing(request: Request) -> CredentialList:
 )
 async def remove(name: Name, request: Request) -> Response:
     """Forget credentials. Devices that name them are refused by their registry from the next request on."""
-    if not await asyncio.to_thread(services_of(request).credentials.remove, name):
+    if not await asyncio.to_thread(worker_of(request).services.credentials.remove, name):
         raise CredentialsNotFound(f"no credentials are stored under the name {name[:140]!r}")
     return Response(status_code=HTTPStatus.NO_CONTENT)
 

@@ -11,11 +11,10 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from gateway import errors
-from gateway.api.context import services_of
 from gateway.api.problems import responses
 from gateway.api.schemas import DeviceDetail, DeviceList, DeviceView, detail, summary, view
+from gateway.api.worker import worker_of
 from gateway.errors import DeviceNotFound
-from gateway.observe.observation import Observation
 from gateway.recipes.records import DeviceRecord, Failure
 from gateway.recipes.spec import DeviceSpec, check_name
 from gateway.recipes.states import State
@@ -39,8 +38,8 @@ def _base(request: Request) -> str:
 
 
 def _trouble(request: Request) -> dict[str, Failure]:
-    observation: Observation = request.app.state.observation
-    return observation.trouble()
+    """Why bytes of ready devices cannot be had, by name."""
+    return worker_of(request).observation.trouble()
 
 
 @router.put(
@@ -67,7 +66,7 @@ async def register(name: Name, spec: DeviceSpec, request: Request, response: Res
     specification. Every failure of the registration itself is shown in the device's `state` and `error`, every fault
     that is waited out in its `progress`.
     """
-    services = services_of(request)
+    services = worker_of(request).services
     check_name(name)
     await services.check_spec(spec)
     record, begin = await services.catalog.create(name, spec)
@@ -75,7 +74,7 @@ async def register(name: Name, spec: DeviceSpec, request: Request, response: Res
         services.registrar.begin(record)
     response.status_code = HTTPStatus.ACCEPTED if record.state is State.INDEXING else HTTPStatus.OK
     response.headers["location"] = f"/v1/devices/{name}"
-    return view(record, _base(request))
+    return view(record, _base(request), _trouble(request).get(name))
 
 
 @router.get("", responses=responses(errors.InvalidRequest, errors.StorageError))
@@ -87,7 +86,7 @@ async def listing(
     name: Part = None,
 ) -> DeviceList:
     """Devices by name, page by page."""
-    page = await services_of(request).catalog.page(limit=limit, cursor=cursor, state=state, name=name)
+    page = await worker_of(request).services.catalog.page(limit=limit, cursor=cursor, state=state, name=name)
     base_url, trouble = _base(request), _trouble(request)
     return DeviceList(
         devices=[summary(device, base_url, trouble.get(device.name)) for device in page.devices],
@@ -98,7 +97,7 @@ async def listing(
 @router.get("/{name}", responses=responses(errors.DeviceNotFound, errors.StorageError))
 async def show(name: Name, request: Request) -> DeviceDetail:
     """One device."""
-    catalog = services_of(request).catalog
+    catalog = worker_of(request).services.catalog
     record = await catalog.get(name)
     return detail(record, _base(request), _trouble(request).get(name), await catalog.config(record))
 
@@ -106,7 +105,7 @@ async def show(name: Name, request: Request) -> DeviceDetail:
 @router.delete("/{name}", status_code=204, responses=responses(errors.DeviceNotFound, errors.StorageError))
 async def remove(name: Name, request: Request) -> Response:
     """Remove a device, whatever its state. What was indexed and cached stays for other devices."""
-    services = services_of(request)
+    services = worker_of(request).services
     record = await services.catalog.delete(name)
     await services.registrar.cancel(record)
     return Response(status_code=HTTPStatus.NO_CONTENT)
@@ -128,18 +127,18 @@ async def events(name: Name, request: Request) -> StreamingResponse:
 
     The stream ends by itself once the device has reached a state that does not change on its own.
     """
-    record = await services_of(request).catalog.get(name)
+    record = await worker_of(request).services.catalog.get(name)
     stream = _follow(request, record)
     return StreamingResponse(stream, media_type="text/event-stream", headers={"cache-control": "no-store"})
 
 
 async def _follow(request: Request, record: DeviceRecord) -> AsyncIterator[str]:
-    services, base_url = services_of(request), _base(request)
+    worker, base_url = worker_of(request), _base(request)
     shown = ""
     quiet = 0
     uid = record.uid
     while True:
-        text = view(record, base_url).model_dump_json()
+        text = view(record, base_url, _trouble(request).get(record.name)).model_dump_json()
         if text != shown:
             yield f"event: device\ndata: {text}\n\n"
             shown, quiet = text, 0
@@ -148,12 +147,12 @@ async def _follow(request: Request, record: DeviceRecord) -> AsyncIterator[str]:
             quiet = 0
         if not record.unfinished:
             return
-        if getattr(request.app.state, "draining", False):
+        if worker.draining:
             return
         quiet += 1
         await asyncio.sleep(_EVENT_SECONDS)
         try:
-            record = await services.catalog.get(record.name)
+            record = await worker.services.catalog.get(record.name)
         except DeviceNotFound:
             yield "event: gone\ndata: {}\n\n"
             return

@@ -5,9 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 
 from gateway import errors
-from gateway.api.context import services_of
 from gateway.api.problems import responses
 from gateway.api.schemas import ResolvedImage, ResolvedLayer
+from gateway.api.worker import worker_of
 from gateway.devices.images import ImageAccess
 from gateway.recipes.spec import SourceSpec
 
@@ -39,7 +39,7 @@ async def resolve(source: SourceSpec, request: Request) -> ResolvedImage:
     Nothing is registered or kept. A device that is registered with `pinned` shows this very image for ever, wherever its tag
     moves.
     """
-    services = services_of(request)
+    services = worker_of(request).services
     access = ImageAccess(services.sources, source)
     image = await access.resolve()
     return ResolvedImage(
@@ -47,12 +47,5 @@ async def resolve(source: SourceSpec, request: Request) -> ResolvedImage:
         pinned=str(access.reference.pinned(image.digest)),
         digest=image.digest,
         platform=image.platform,
-        layers=[
-            ResolvedLayer(
-                digest=layer.descriptor.digest,
-                size=layer.descriptor.size,
-                media_type=layer.descriptor.media_type,
-            )
-            for layer in image.layers
-        ],
+        layers=[ResolvedLayer.model_validate(layer.descriptor) for layer in image.layers],
     )

@@ -10,8 +10,8 @@ from fastapi import APIRouter, Path, Request, Response
 
 from gateway import errors
 from gateway.api.problems import responses
+from gateway.api.worker import worker_of
 from gateway.observe.nodes import NodeReport
-from gateway.observe.observation import Observation
 from gateway.recipes.spec import check_name
 
 router = APIRouter(prefix="/v1/nodes", tags=["observation"])
@@ -30,6 +30,5 @@ async def report(name: Name, body: NodeReport, request: Request) -> Response:
     The latest report of a node is shown; one that is silent for 15 minutes is forgotten.
     """
     check_name(name)
-    observation: Observation = request.app.state.observation
-    await asyncio.to_thread(observation.nodes.report, name, body)
+    await asyncio.to_thread(worker_of(request).observation.nodes.report, name, body)
     return Response(status_code=HTTPStatus.NO_CONTENT)

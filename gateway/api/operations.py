@@ -10,12 +10,11 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 
 from gateway import errors
-from gateway.api.context import services_of
-from gateway.api.problems import responses
+from gateway.api.problems import RETRY_AFTER_SECONDS, fields_of, public_detail, responses
 from gateway.api.schemas import CacheDropped, CacheView, CheckView, HealthView, TierView
+from gateway.api.worker import worker_of
 from gateway.errors import BlockgateError
 from gateway.metrics import expose
-from gateway.observe.observation import Observation
 
 router = APIRouter()
 
@@ -25,7 +24,7 @@ Verbose = Annotated[str | None, Query(description="List the checks")]
 @router.get("/v1/cache", tags=["cache"])
 async def occupancy(request: Request) -> CacheView:
     """How full the caches are."""
-    services = services_of(request)
+    services = worker_of(request).services
     memory, disk = services.store.memory, services.disk
     return CacheView(
         memory=TierView(
@@ -48,7 +47,7 @@ async def occupancy(request: Request) -> CacheView:
 @router.delete("/v1/cache", tags=["cache"], responses=responses(errors.StorageError))
 async def drop(request: Request) -> CacheDropped:
     """Drop everything that can be fetched again. Indexes and artifacts stay."""
-    return CacheDropped(freed_bytes=await services_of(request).store.drop())
+    return CacheDropped(freed_bytes=await worker_of(request).services.store.drop())
 
 
 @router.get(
@@ -64,9 +63,8 @@ async def drop(request: Request) -> CacheDropped:
 )
 async def metrics(request: Request, accept: Annotated[str, Header()] = "") -> Response:
     """Metrics for Prometheus."""
-    observation: Observation = request.app.state.observation
-    numbers = await observation.numbers()
-    body, content_type = expose(numbers, accept)
+    numbers = await worker_of(request).observation.numbers()
+    body, content_type = await asyncio.to_thread(expose, numbers, accept)
     return Response(body, headers={"content-type": content_type, "cache-control": "no-store"})
 
 
@@ -76,16 +74,21 @@ async def livez() -> HealthView:
     return HealthView(status="ok")
 
 
-@router.get("/readyz", tags=["health"], responses={503: {"model": HealthView, "description": "Not ready"}})
+@router.get(
+    "/readyz",
+    tags=["health"],
+    responses={503: {"model": HealthView, "description": "Not ready", **fields_of(503)}},
+)
 async def readyz(request: Request, response: Response, verbose: Verbose = None) -> HealthView:
     """Ready to serve: the catalog answers, and the process is not draining. A registry that is down does not matter."""
-    services = services_of(request)
+    worker = worker_of(request)
+    services = worker.services
     checks = []
     try:
         await services.catalog.check()
         checks.append(CheckView(name="catalog", ok=True, detail="answers"))
     except BlockgateError as error:
-        checks.append(CheckView(name="catalog", ok=False, detail=error.detail))
+        checks.append(CheckView(name="catalog", ok=False, detail=public_detail(error.code, error.detail)))
     disk = services.disk
     checks.append(
         CheckView(
@@ -94,11 +97,12 @@ async def readyz(request: Request, response: Response, verbose: Verbose = None) 
             detail="bypassed after a write error; reads are served uncached" if disk.bypassed else "writable",
         )
     )
-    draining = bool(getattr(request.app.state, "draining", False))
+    draining = worker.draining
     checks.append(
         CheckView(name="accepting", ok=not draining, detail="draining" if draining else "accepting")
     )
     if not all(check.ok for check in checks):
         response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
+        response.headers["retry-after"] = str(RETRY_AFTER_SECONDS)
     status = "draining" if draining else "ok" if all(check.ok for check in checks) else "failing"
     return HealthView(status=status, checks=checks if verbose is not None else [])

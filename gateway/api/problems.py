@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from http import HTTPStatus
 from typing import Any
 
@@ -44,6 +45,22 @@ _STATUS: dict[type[BlockgateError], int] = {
 }
 
 
+# A 503 without an estimate of its own asks for this much patience.
+RETRY_AFTER_SECONDS = 2
+# Errors that may speak of the server's files. Others quote what the client sent, or what an image has.
+_OF_THE_SERVER = (errors.StorageError, errors.StateError, errors.ConfigurationError)
+# The folder part of an absolute path. URLs have a scheme before the slash, references (oci:/srv/images) a colon.
+_FOLDER = re.compile(r"""(?<![^\s'"(\[=])/(?!v1/)(?:[^\s/'":;,()]+/)+""")
+
+
+def _codes(*roots: type[BlockgateError]) -> frozenset[str]:
+    found = {root.code for root in roots}
+    return frozenset(found.union(*(_codes(*root.__subclasses__()) for root in roots)))
+
+
+_CODES_OF_THE_SERVER = _codes(*_OF_THE_SERVER)
+
+
 class Problem(BaseModel):
     """The body of every 4xx and 5xx answer (RFC 9457)."""
 
@@ -63,6 +80,19 @@ def status_of(error: type[BlockgateError]) -> int:
     return 500
 
 
+def retry_after_seconds(error: BlockgateError) -> int | None:
+    """What Retry-After says. Every 503 has it, so that no client has to guess."""
+    seconds = error.retry_after_seconds
+    if seconds is None and status_of(type(error)) == HTTPStatus.SERVICE_UNAVAILABLE:
+        seconds = RETRY_AFTER_SECONDS
+    return None if seconds is None else max(1, round(seconds))
+
+
+def public_detail(code: str, detail: str) -> str:
+    """The text of an error as clients may see it: of the server's files it has the last path component only."""
+    return _FOLDER.sub("…/", detail) if code in _CODES_OF_THE_SERVER else detail
+
+
 def problem(error: BlockgateError) -> Problem:
     """The body for an error."""
     status = status_of(type(error))
@@ -70,7 +100,7 @@ def problem(error: BlockgateError) -> Problem:
         type=f"urn:blockgate:error:{error.code}",
         title=HTTPStatus(status).phrase,
         status=status,
-        detail=error.detail,
+        detail=public_detail(error.code, error.detail),
         code=error.code,
         retryable=error.retryable,
     )
@@ -85,11 +115,19 @@ def render(error: BlockgateError) -> tuple[int, list[tuple[bytes, bytes]], bytes
         (b"content-length", str(len(body)).encode()),
         (b"cache-control", b"no-store"),
     ]
-    if error.retry_after_seconds is not None:
-        headers.append((b"retry-after", str(max(1, round(error.retry_after_seconds))).encode()))
+    seconds = retry_after_seconds(error)
+    if seconds is not None:
+        headers.append((b"retry-after", b"%d" % seconds))
     if shown.status == HTTPStatus.UNAUTHORIZED:
         headers.append((b"www-authenticate", b'Bearer realm="blockgate"'))
     return shown.status, headers, body
+
+
+def fields_of(status: int) -> dict[str, Any]:
+    """OpenAPI ``headers`` that every problem of this status has."""
+    if status != HTTPStatus.SERVICE_UNAVAILABLE:
+        return {}
+    return {"headers": {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds to wait"}}}
 
 
 def responses(*kinds: type[BlockgateError]) -> dict[int | str, dict[str, Any]]:
@@ -98,7 +136,7 @@ def responses(*kinds: type[BlockgateError]) -> dict[int | str, dict[str, Any]]:
     for kind in kinds:
         status = status_of(kind)
         entry = by_status.setdefault(
-            status, {"model": Problem, "description": "", "content": {MEDIA_TYPE: {}}}
+            status, {"model": Problem, "description": "", "content": {MEDIA_TYPE: {}}, **fields_of(status)}
         )
         entry["description"] = ", ".join(filter(None, [entry["description"], f"`{kind.code}`"]))
     return by_status

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from blockgate.names import content_path, data_path
-from gateway.recipes.records import DeviceRecord, DeviceSummary, Failure, Progress
+from gateway.api.problems import public_detail
+from gateway.recipes.records import DeviceRecord, DeviceSummary, Failure
 from gateway.recipes.segments import BLOCK_BYTES, SegmentKind
 from gateway.recipes.spec import Layout
 from gateway.recipes.states import State, Verification
 
 Health = Literal["ok", "degraded"]
+
+
+class View(BaseModel):
+    """Made of what the inside of the gateway has under the same names."""
+
+    model_config = ConfigDict(from_attributes=True)
 
 
 class ImageView(BaseModel):
@@ -25,7 +32,7 @@ class ImageView(BaseModel):
     platform: str
 
 
-class SegmentView(BaseModel):
+class SegmentView(View):
     """A run of device bytes that comes from one place."""
 
     kind: SegmentKind
@@ -34,14 +41,19 @@ class SegmentView(BaseModel):
     digest: str | None
 
 
-class FailureView(BaseModel):
+class FailureView(View):
     """Why a device is not as it should be."""
 
     code: str
     detail: str
 
+    @field_validator("detail")
+    @classmethod
+    def _for_clients(cls, detail: str, info: ValidationInfo) -> str:
+        return public_detail(info.data["code"], detail)
 
-class ProgressView(BaseModel):
+
+class ProgressView(View):
     """How far indexing is."""
 
     phase: str = Field(description="`waiting` while a fault is waited out: `error` says which")
@@ -145,7 +157,7 @@ class CredentialList(BaseModel):
     credentials: list[CredentialView]
 
 
-class ResolvedLayer(BaseModel):
+class ResolvedLayer(View):
     """A layer's descriptor."""
 
     digest: str
@@ -187,19 +199,11 @@ class HealthView(BaseModel):
 
 def summary(device: DeviceSummary, base_url: str, trouble: Failure | None) -> DeviceSummaryView:
     """A device as lists show it; ``trouble`` is why bytes of it cannot be had now."""
-    image = None
-    if device.manifest is not None:
-        image = ImageView(reference=device.image, digest=device.manifest, platform=device.platform)
     return DeviceSummaryView(
-        name=device.name,
-        state=device.state,
-        verification=device.verification,
         layout=device.layout,
         size=device.size,
-        etag=device.etag,
-        image=image,
-        created_at=device.created_at,
-        **_condition(device.name, device.etag, device.progress, device.failure, base_url, trouble),
+        image=_image(device.image, device.manifest, device.platform),
+        **_common(device, base_url, trouble),
     )
 
 
@@ -210,69 +214,45 @@ def view(record: DeviceRecord, base_url: str, trouble: Failure | None = None) ->
 
 def detail(record: DeviceRecord, base_url: str, trouble: Failure | None, config: str | None) -> DeviceDetail:
     """A device with its details."""
-    contents = ContentsView(**record.contents) if record.contents else None
-    return DeviceDetail(**_fields(record, base_url, trouble), contents=contents, image_config=_config(config))
-
-
-def progress_view(progress: Progress | None) -> ProgressView | None:
-    """How far a device is."""
-    if progress is None:
-        return None
-    retry_at = None if progress.retry_at is None else datetime.fromtimestamp(progress.retry_at, UTC)
-    return ProgressView(
-        phase=progress.phase,
-        done=progress.done,
-        total=progress.total,
-        error=_failure(progress.error),
-        attempt=progress.attempt,
-        retry_at=retry_at,
+    return DeviceDetail(
+        contents=ContentsView(**record.contents) if record.contents else None,
+        image_config=_config(config),
+        **_fields(record, base_url, trouble),
     )
 
 
 def _fields(record: DeviceRecord, base_url: str, trouble: Failure | None) -> dict[str, Any]:
     recipe = record.recipe
-    image = None
-    if recipe is not None:
-        image = ImageView(reference=recipe.reference, digest=recipe.manifest, platform=recipe.platform)
     return {
-        "name": record.name,
-        "state": record.state,
-        "verification": record.verification,
         "layout": record.spec.layout,
         "size": recipe.size if recipe else None,
-        "etag": record.etag,
-        "image": image,
-        "segments": [
-            SegmentView(kind=s.kind, offset=s.offset, length=s.length, digest=s.digest)
-            for s in (recipe.segments if recipe else ())
-        ],
-        "created_at": record.created_at,
-        **_condition(record.name, record.etag, record.progress, record.failure, base_url, trouble),
+        "image": _image(recipe.reference, recipe.manifest, recipe.platform) if recipe else None,
+        "segments": recipe.segments if recipe else (),
+        **_common(record, base_url, trouble),
     }
 
 
-def _condition(
-    name: str,
-    etag: str | None,
-    progress: Progress | None,
-    failure: Failure | None,
-    base_url: str,
-    trouble: Failure | None,
-) -> dict[str, Any]:
-    """What is computed alike for summaries and whole records."""
-    path = data_path(name) if etag is None else content_path(etag)
-    error = failure or trouble
+def _common(device: DeviceSummary | DeviceRecord, base_url: str, trouble: Failure | None) -> dict[str, Any]:
+    """What summaries and whole records have alike."""
+    path = data_path(device.name) if device.etag is None else content_path(device.etag)
     return {
+        "name": device.name,
+        "state": device.state,
         "health": "ok" if trouble is None else "degraded",
+        "verification": device.verification,
         "block_size": BLOCK_BYTES,
+        "etag": device.etag,
         "data_url": f"{base_url.rstrip('/')}{path}",
-        "progress": progress_view(progress),
-        "error": _failure(error),
+        "progress": device.progress,
+        "error": device.failure or trouble,
+        "created_at": device.created_at,
     }
 
 
-def _failure(failure: Failure | None) -> FailureView | None:
-    return None if failure is None else FailureView(code=failure.code, detail=failure.detail)
+def _image(reference: str, manifest: str | None, platform: str) -> ImageView | None:
+    if manifest is None:
+        return None
+    return ImageView(reference=reference, digest=manifest, platform=platform)
 
 
 def _config(text: str | None) -> dict[str, Any] | None:

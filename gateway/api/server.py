@@ -19,6 +19,7 @@ import uvicorn
 
 from gateway.api.app import create_app
 from gateway.api.connection import Connection
+from gateway.api.worker import Worker
 from gateway.config import Settings
 from gateway.errors import ConfigurationError
 from gateway.logs import configure
@@ -45,7 +46,8 @@ class _Server(uvicorn.Server):
             super().handle_exit(sig, frame)
             return
         self._draining = True
-        self.config.loaded_app.state.draining = True
+        worker: Worker = self.config.loaded_app.state.worker
+        worker.draining = True
         asyncio.get_running_loop().call_later(self._drain_seconds, super().handle_exit, sig, frame)
 
 

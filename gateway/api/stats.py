@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Literal
@@ -11,9 +10,8 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Path, Request, Response
 
 from gateway import __version__, errors, metrics
-from gateway.api.context import services_of
 from gateway.api.problems import responses
-from gateway.api.schemas import FailureView, SegmentView, progress_view
+from gateway.api.schemas import FailureView, ProgressView, SegmentView
 from gateway.api.stats_schemas import (
     BytesView,
     CachesView,
@@ -28,6 +26,8 @@ from gateway.api.stats_schemas import (
     TrafficView,
     UpstreamView,
 )
+from gateway.api.worker import worker_of
+from gateway.devices.device import Device
 from gateway.metrics import Histogram, Numbers, quantile
 from gateway.observe.nodes import SILENT_SECONDS, NodeRecord
 from gateway.observe.observation import (
@@ -38,46 +38,29 @@ from gateway.observe.observation import (
     Observation,
     Overview,
 )
+from gateway.observe.spanmap import Cell
 from gateway.observe.timeline import SLOT_SECONDS
-from gateway.recipes.records import DeviceSummary
+from gateway.recipes.records import DeviceSummary, Failure
 from gateway.recipes.states import State
 from gateway.spans.tier import Origin
 
 _RECENT_SLOTS = 6
-_SHARED_SECONDS = 0.5
+_NAMED = 3
 
 router = APIRouter(tags=["observation"])
 
 Name = Annotated[str, Path(description="Device name: `[a-z0-9][a-z0-9._-]{0,127}`", max_length=200)]
 
 
-class _Shared:
-    """One view for all who ask within half a second: many dashboards cost no more than one."""
-
-    def __init__(self) -> None:
-        self._lock = asyncio.Lock()
-        self._made: tuple[float, StatsView] | None = None
-
-    async def get(self, observation: Observation) -> StatsView:
-        async with self._lock:
-            if self._made is None or time.monotonic() - self._made[0] > _SHARED_SECONDS:
-                self._made = time.monotonic(), _view(await observation.overview())
-            return self._made[1]
-
-
-@router.get("/v1/stats")
-async def stats(request: Request, response: Response) -> StatsView:
+@router.get("/v1/stats", response_model=StatsView)
+async def stats(request: Request) -> Response:
     """What the dashboard draws, of all workers; half a second old at most."""
-    state = request.app.state
-    if not hasattr(state, "shared_stats"):
-        state.shared_stats = _Shared()
-    shared: _Shared = state.shared_stats
-    response.headers["cache-control"] = "no-store"
-    return await shared.get(state.observation)
+    return _document(await worker_of(request).stats.get())
 
 
 @router.get(
     "/v1/devices/{name}/map",
+    response_model=MapView,
     responses=responses(
         errors.DeviceNotFound,
         errors.DeviceNotReady,
@@ -86,19 +69,23 @@ async def stats(request: Request, response: Response) -> StatsView:
         errors.StorageError,
     ),
 )
-async def device_map(name: Name, request: Request, response: Response) -> MapView:
+async def device_map(name: Name, request: Request) -> Response:
     """Where the bytes of a device are, and how often each stretch was read: at most 2048 cells."""
-    observation: Observation = request.app.state.observation
-    device = await services_of(request).shelf.get(name)
-    cells = await observation.map(device)
-    response.headers["cache-control"] = "no-store"
+    worker = worker_of(request)
+    device = await worker.services.shelf.get(name)
+    cells = await worker.observation.map(device)
+    return _document(await asyncio.to_thread(lambda: _map(device, cells).model_dump_json()))
+
+
+def _document(text: str) -> Response:
+    return Response(text, media_type="application/json", headers={"cache-control": "no-store"})
+
+
+def _map(device: Device, cells: list[Cell]) -> MapView:
     return MapView(
-        name=name,
+        name=device.name,
         size=device.size,
-        segments=[
-            SegmentView(kind=s.kind, offset=s.offset, length=s.length, digest=s.digest)
-            for s in device.segments
-        ],
+        segments=[SegmentView.model_validate(segment) for segment in device.segments],
         cells=CellsView(
             offset=[cell.offset for cell in cells],
             length=[cell.length for cell in cells],
@@ -108,6 +95,12 @@ async def device_map(name: Name, request: Request, response: Response) -> MapVie
             reads=[cell.reads for cell in cells],
         ),
     )
+
+
+async def document(observation: Observation) -> str:
+    """What ``/v1/stats`` answers. With many devices it is large, so it is written off the event loop."""
+    overview = await observation.overview()
+    return await asyncio.to_thread(lambda: _view(overview).model_dump_json())
 
 
 def _view(overview: Overview) -> StatsView:
@@ -124,12 +117,10 @@ def _view(overview: Overview) -> StatsView:
         series=_series(overview),
         caches=_caches(numbers),
         upstream=upstream,
+        devices_total=sum(overview.counts.values()),
         devices=[_device(device, overview) for device in overview.devices or []],
         nodes=[_node(node, overview.now) for node in overview.nodes],
-        events=[
-            EventView(at=_moment(event.at), level=event.level, text=event.text, device=event.device)
-            for event in overview.events
-        ],
+        events=[EventView.model_validate(event) for event in overview.events],
     )
 
 
@@ -146,14 +137,14 @@ def status_of(
         reasons.append(f"{_count(round(failures), 'integrity failure')} since the start")
     quarantined = overview.counts.get(State.QUARANTINED, 0)
     if quarantined:
-        names = [device.name for device in overview.devices or [] if device.state is State.QUARANTINED]
-        reasons.append(f"{_count(quarantined, 'device')} quarantined ({_few(names)})")
+        names = _few(overview.quarantined, quarantined)
+        reasons.append(f"{_count(quarantined, 'device')} quarantined ({names})")
     if overview.degraded:
-        names = sorted(overview.degraded)
-        reasons.append(f"{_count(len(names), 'device')} degraded ({_few(names)})")
+        degraded = sorted(overview.degraded)
+        reasons.append(f"{_count(len(degraded), 'device')} degraded ({_few(degraded, len(degraded))})")
     hosts = [entry.registry for entry in upstream if entry.breaker == "open"]
     if hosts:
-        reasons.append(f"{_few(hosts)} does not answer")
+        reasons.append(f"{_few(hosts, len(hosts))} does not answer")
     if failed_reads:
         reasons.append(f"{_count(failed_reads, 'read')} failed in the last half minute")
     if overview.devices is None:
@@ -279,16 +270,14 @@ def _upstream(numbers: Numbers) -> list[UpstreamView]:
 def _device(device: DeviceSummary, overview: Overview) -> DeviceStats:
     sent = dict.fromkeys(Origin, 0)
     fetched = 0
-    trouble: tuple[str, str] | None = None
+    trouble = device.failure
     for worker in overview.workers:
         held = worker.devices.get(device.name)
         if held is not None and held.etag == device.etag:
             fetched += held.fetched_bytes
-            trouble = trouble or held.error
+            trouble = trouble or (Failure(*held.error) if held.error else None)
             for origin in Origin:
                 sent[origin] += held.served.get(origin.value, 0)
-    if device.failure is not None:
-        trouble = device.failure.code, device.failure.detail
     total, cold = sum(sent.values()), sent[Origin.UPSTREAM]
     return DeviceStats(
         name=device.name,
@@ -301,8 +290,8 @@ def _device(device: DeviceSummary, overview: Overview) -> DeviceStats:
         served_bytes=total,
         hit_ratio=_share(total - cold, total),
         amplification=_share(fetched, cold),
-        progress=progress_view(device.progress),
-        error=FailureView(code=trouble[0], detail=trouble[1]) if trouble else None,
+        progress=ProgressView.model_validate(device.progress) if device.progress else None,
+        error=FailureView.model_validate(trouble) if trouble else None,
         created_at=device.created_at,
     )
 
@@ -329,5 +318,6 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")  # noqa: PLR2004
+def _few(names: list[str], total: int) -> str:
+    shown = names[:_NAMED]
+    return ", ".join(shown) + (f" and {total - len(shown)} more" if total > len(shown) else "")

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from gateway.api.schemas import FailureView, Health, ProgressView, SegmentView
+from gateway.api.schemas import FailureView, Health, ProgressView, SegmentView, View
 from gateway.observe.nodes import NodeDevice
 from gateway.observe.spanmap import CellState
 from gateway.recipes.spec import Layout
@@ -109,7 +109,7 @@ class NodeView(BaseModel):
     devices: list[NodeDevice]
 
 
-class EventView(BaseModel):
+class EventView(View):
     """A line of the log that somebody may want to see."""
 
     at: datetime
@@ -143,7 +143,10 @@ class StatsView(BaseModel):
     series: SeriesView
     caches: CachesView
     upstream: list[UpstreamView]
-    devices: list[DeviceStats]
+    devices_total: int = Field(description="How many devices there are")
+    devices: list[DeviceStats] = Field(
+        description="The first 100 by name; `GET /v1/devices` has all, page by page"
+    )
     nodes: list[NodeView]
     events: list[EventView]
 

@@ -19,7 +19,7 @@ from sqlalchemy.exc import IntegrityError as DuplicateRow
 
 from blockgate.names import is_device_name
 from gateway.catalog import changes, indexes, rows
-from gateway.catalog.database import Database
+from gateway.catalog.database import Database, replace
 from gateway.catalog.generation import Generation
 from gateway.catalog.leases import HeldLease, Leases
 from gateway.catalog.tables import devices, image_configs, metadata_builds, refuted_tables
@@ -33,6 +33,9 @@ from gateway.recipes.states import Event, State, Verification, sources, target
 
 T = TypeVar("T")
 
+_PROVING = sa.and_(devices.c.state == State.READY, devices.c.verification == Verification.VERIFYING)
+_UNFINISHED = sa.or_(devices.c.state == State.INDEXING, _PROVING)
+
 
 class Catalog:
     """Devices, layer indexes, leases. ``owner`` names this process in leases."""
@@ -41,6 +44,7 @@ class Catalog:
         self.generation = generation
         self._database = Database(url)
         self.leases = Leases(self._database, owner)
+        self._recent: frozenset[int] = frozenset()
 
     # Devices.
 
@@ -112,6 +116,8 @@ class Catalog:
         self, *, limit: int, cursor: str | None = None, state: State | None = None, name: str | None = None
     ) -> Page:
         """Up to ``limit`` devices by name, those behind ``cursor``; ``name`` is a part of their names."""
+        if name is not None and not name.isprintable():
+            return Page((), None)  # no device's name has that in it, and PostgreSQL would not take a NUL
         query = sa.select(*rows.SUMMARY).order_by(devices.c.name).limit(limit + 1)
         if cursor is not None:
             query = query.where(devices.c.name > cursor)
@@ -140,12 +146,7 @@ class Catalog:
 
     async def unfinished(self) -> list[DeviceRecord]:
         """Devices for which there is work."""
-        query = sa.select(devices).where(
-            sa.or_(
-                devices.c.state == State.INDEXING,
-                sa.and_(devices.c.state == State.READY, devices.c.verification == Verification.VERIFYING),
-            )
-        )
+        query = sa.select(devices).where(_UNFINISHED)
 
         def work(connection: sa.Connection) -> list[DeviceRecord]:
             found = [rows.record(row) for row in connection.execute(query).mappings()]
@@ -154,11 +155,15 @@ class Catalog:
         return await self._database.read(work)
 
     async def progress(self, record: DeviceRecord, progress: Progress) -> None:
-        """Show how far its registration is. That changes nothing that a reader of bytes needs to know."""
+        """Show how far its registration is. That changes nothing that a reader of bytes needs to know.
+
+        Where the work has ended, for example by another worker, nothing is shown any more.
+        """
 
         def work(connection: sa.Connection) -> None:
             values = {"progress": rows.progress_json(progress)}
-            connection.execute(sa.update(devices).where(devices.c.uid == record.uid).values(values))
+            where = sa.and_(devices.c.uid == record.uid, _UNFINISHED)
+            connection.execute(sa.update(devices).where(where).values(values))
 
         await self._database.write(work)
 
@@ -193,9 +198,8 @@ class Catalog:
             missing = indexes.refer(connection, record.uid, keys, self._database.now)
             if missing:
                 raise _Missing(missing)
-            known = sa.exists().where(image_configs.c.manifest == recipe.manifest)
-            if not connection.execute(sa.select(known)).scalar():
-                connection.execute(sa.insert(image_configs).values(manifest=recipe.manifest, config=config))
+            # Holds the row until the end, whoever made it: who deletes another device of the image waits for this one.
+            replace(connection, image_configs, {"manifest": recipe.manifest}, config=config)
             return []
 
         try:
@@ -203,19 +207,27 @@ class Catalog:
         except _Missing as error:
             return error.keys
 
-    async def prove(self, record: DeviceRecord, keys: Sequence[LayerKey]) -> None:
-        """The pass behind a device that is served proved its table: it is read by these indexes from now on."""
+    async def prove(self, record: DeviceRecord, keys: Sequence[LayerKey]) -> list[LayerKey]:
+        """The pass behind a device that is served proved its table: it is read by these indexes from now on.
 
-        def work(connection: sa.Connection) -> None:
+        Returns the indexes that went missing meanwhile, and then changes nothing.
+        """
+
+        def work(connection: sa.Connection) -> list[LayerKey]:
             values = {"verification": Verification.VERIFIED, "progress": sa.null()}
-            changed = connection.execute(
-                sa.update(devices).where(devices.c.uid == record.uid).values(values)
-            ).rowcount
-            if changed:
-                indexes.refer(connection, record.uid, keys, self._database.now)
-                changes.add(connection, record.uid)
+            where = sa.and_(devices.c.uid == record.uid, _PROVING)
+            if connection.execute(sa.update(devices).where(where).values(values)).rowcount == 0:
+                return []
+            missing = indexes.refer(connection, record.uid, keys, self._database.now)
+            if missing:
+                raise _Missing(missing)
+            changes.add(connection, record.uid)
+            return []
 
-        await self._write(work)
+        try:
+            return await self._write(work)
+        except _Missing as error:
+            return error.keys
 
     async def end(self, record: DeviceRecord, event: Event, failure: Failure) -> bool:
         """A registration ended badly; ``False`` when the device is gone or in another state."""
@@ -240,6 +252,12 @@ class Catalog:
             connection.execute(sa.delete(devices).where(devices.c.uid == record.uid))
             if record.recipe is not None:
                 manifest = record.recipe.manifest
+                # Whoever publishes a device of the same image has ended before it is looked who uses the configuration.
+                connection.execute(
+                    sa.select(image_configs.c.manifest)
+                    .where(image_configs.c.manifest == manifest)
+                    .with_for_update()
+                )
                 used = sa.exists().where(devices.c.manifest == manifest)
                 connection.execute(
                     sa.delete(image_configs).where(image_configs.c.manifest == manifest, ~used)
@@ -300,8 +318,7 @@ class Catalog:
         """Remember what was built."""
 
         def work(connection: sa.Connection) -> None:
-            connection.execute(sa.delete(metadata_builds).where(metadata_builds.c.source == source))
-            connection.execute(sa.insert(metadata_builds).values(source=source, digest=digest, facts=facts))
+            replace(connection, metadata_builds, {"source": source}, digest=digest, facts=facts)
 
         await self._database.write(work)
 
@@ -316,12 +333,7 @@ class Catalog:
         """Remember it."""
 
         def work(connection: sa.Connection) -> None:
-            connection.execute(
-                sa.delete(refuted_tables).where(
-                    refuted_tables.c.zinfo == zinfo, refuted_tables.c.blob == blob
-                )
-            )
-            connection.execute(sa.insert(refuted_tables).values(zinfo=zinfo, blob=blob, reason=reason))
+            replace(connection, refuted_tables, {"zinfo": zinfo, "blob": blob}, reason=reason)
 
         await self._database.write(work)
 
@@ -335,7 +347,12 @@ class Catalog:
 
     async def look(self, cursor: int) -> None:
         """Where other hosts use the database, tell this one's workers when something came after ``cursor``."""
-        if self._database.shared and await self._database.read(changes.newest) > cursor:
+        if not self._database.shared:
+            return
+        last, recent = await self._database.read(changes.recent)
+        # A change with a lower number may be committed after one with a higher number was seen.
+        late, self._recent = recent - self._recent, recent
+        if last > cursor or late:
             self.generation.advance()
 
     async def check(self) -> None:

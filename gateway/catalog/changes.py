@@ -28,6 +28,13 @@ def newest(connection: sa.Connection) -> int:
     return connection.execute(sa.select(sa.func.max(changes.c.seq))).scalar() or 0
 
 
+def recent(connection: sa.Connection) -> tuple[int, frozenset[int]]:
+    """The cursor of now, and the numbers that are there of those a little before it."""
+    last = newest(connection)
+    found = connection.execute(sa.select(changes.c.seq).where(changes.c.seq > last - _OVERLAP))
+    return last, frozenset(found.scalars())
+
+
 def since(connection: sa.Connection, cursor: int, *, shared: bool) -> tuple[int, set[str] | None]:
     """The new cursor and the uids that changed; ``None`` for the uids when the feed no longer reaches back so far."""
     last = newest(connection)

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError as DuplicateRow
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -123,6 +124,13 @@ class Database:
             raise
         except SQLAlchemyError as error:
             raise StorageError(f"the catalog does not answer: {reason(error)}") from error
+
+
+def replace(connection: sa.Connection, table: sa.Table, key: dict[str, Any], **values: Any) -> None:
+    """Write a row whether or not there is one of this key, whoever else writes it at the same moment."""
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    statement = insert(table).values(**key, **values)
+    connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=values))
 
 
 def reason(error: SQLAlchemyError) -> str:

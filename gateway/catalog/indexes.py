@@ -49,6 +49,8 @@ def drop(connection: sa.Connection, key: LayerKey, attempt: str) -> None:
 
 def remove_unused(connection: sa.Connection, key: LayerKey) -> str | None:
     """Remove the row of an index that no device refers to; returns the attempt that counted."""
+    # A device that is taking the index holds its row: it has ended before it is looked who refers to it.
+    connection.execute(sa.select(layer_indexes.c.attempt).where(_is(key)).with_for_update())
     used = sa.exists().where(device_layers.c.blob == key.blob, device_layers.c.cut == key.cut)
     statement = sa.delete(layer_indexes).where(_is(key), ~used).returning(layer_indexes.c.attempt)
     return connection.execute(statement).scalar_one_or_none()

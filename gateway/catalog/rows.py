@@ -110,16 +110,22 @@ def _recipe(row: Row, newer: list[str]) -> Recipe | None:
 
 
 def _progress(data: Mapping[str, Any] | None) -> Progress | None:
-    if not data:
-        return None
+    try:
+        return None if not data else _understood(data)
+    except (AttributeError, TypeError, ValueError):
+        return None  # only shown: what cannot be understood is left out
+
+
+def _understood(data: Mapping[str, Any]) -> Progress:
     error = data.get("error")
+    retry_at = data.get("retry_at")
     return Progress(
         phase=str(data.get("phase", "")),
         done=int(data.get("done") or 0),
         total=int(data.get("total") or 0),
         error=Failure(str(error.get("code")), str(error.get("detail"))) if error else None,
         attempt=int(data.get("attempt") or 0),
-        retry_at=data.get("retry_at"),
+        retry_at=None if retry_at is None else float(retry_at),
     )
 
 

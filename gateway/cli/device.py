@@ -133,7 +133,7 @@ def _upload(client: Client, path: Path | None) -> str | None:
 
 def _state(device: dict[str, Any]) -> str:
     degraded = device["state"] == "ready" and device["health"] == "degraded"
-    return "ready (degraded)" if degraded else str(device["state"])
+    return "ready, degraded" if degraded else str(device["state"])
 
 
 def _print(device: dict[str, Any]) -> None:
@@ -164,7 +164,7 @@ def _print(device: dict[str, Any]) -> None:
         rows.append([segment["kind"], f"{where} {segment['digest'] or ''}".rstrip()])
     waiting = (device["progress"] or {}).get("error")
     if waiting:
-        rows.append(["waiting", f"{waiting['detail']} [{waiting['code']}]"])
+        rows.append(["waits", f"{waiting['detail']} [{waiting['code']}]"])
     if device["error"]:
         rows.append(["error", f"{device['error']['detail']} [{device['error']['code']}]"])
     table(["", ""], rows)

@@ -31,7 +31,7 @@ from gateway.erofs.reader import Image
 _RANGES = 400
 _FILES = 200
 _START_SECONDS = 30.0
-_MARKER = ".blockgate-demo"
+MARK = ".blockgate-demo"
 
 
 class DemoFailed(Exception):
@@ -41,7 +41,7 @@ class DemoFailed(Exception):
 def run(folder: Path, port: int, *, keep_running: bool) -> None:
     """The whole demonstration. Raises ``DemoFailed``."""
     console = Console(highlight=False)
-    claim(folder)
+    prepare(folder)
     with console.status("Making an image of Python's standard library: two gzip layers in an OCI layout"):
         sample = make_sample(folder)
     compressed = sum(path.stat().st_size for path in (sample.folder / "blobs" / "sha256").iterdir())
@@ -64,26 +64,27 @@ def run(folder: Path, port: int, *, keep_running: bool) -> None:
                 _wait_for_signal()
 
 
-def claim(folder: Path) -> None:
-    """Make ``folder`` the demo's own and empty it of an earlier demo. Raises ``DemoFailed`` for somebody else's files.
+def prepare(folder: Path) -> None:
+    """An empty place for a demo: what an earlier demo left is removed, for it may be of another Python.
 
-    A marker file tells a folder of the demo. Only an empty folder is given one, so nothing that a demo did not
-    make is deleted or overwritten.
+    Nothing is removed from a folder without the demo's mark. Raises ``DemoFailed`` for one that has other files.
     """
-    marker = folder / _MARKER
+    mark = folder / MARK
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not marker.is_file():
+        if not mark.is_file():
             if any(folder.iterdir()):
                 raise DemoFailed(
-                    f"{folder} has files that the demo did not make; choose an empty folder with --folder"
+                    f"{folder} has files that no demo made ({MARK} is not there), and a demo begins with an empty folder: "
+                    "name another one with --folder"
                 )
-            marker.write_text("`blockgate demo` made this folder and empties it when it is run again.\n")
-        # A demo starts from nothing: what an earlier one left may be of another Python.
-        for left in ("image", "data"):
-            shutil.rmtree(folder / left, ignore_errors=True)
+            mark.write_text(
+                "blockgate demo made the files of this folder, and removes image/ and data/ when it starts.\n"
+            )
     except OSError as error:
-        raise DemoFailed(f"{folder} cannot be used: {error.strerror}") from error
+        raise DemoFailed(f"{folder}: {error.strerror}") from error
+    for left in ("image", "data"):
+        shutil.rmtree(folder / left, ignore_errors=True)
 
 
 @contextmanager
@@ -144,12 +145,20 @@ def _register(http: httpx.Client, console: Console, sample: Sample) -> None:
             raise DemoFailed(f"registering {name}: {answer.text}")
         with console.status(f"Indexing {name}") as status:
             while (device := http.get(f"/v1/devices/{name}").json())["state"] == "indexing":
-                done = device["progress"] or {"done": 0, "total": 0}
-                status.update(f"Indexing {name}: {done['done'] >> 20} of {done['total'] >> 20} MiB")
+                status.update(f"Indexing {name}: {progress_text(device['progress'])}")
                 time.sleep(0.1)
         if device["state"] != "ready":
             raise DemoFailed(f"device {name} is {device['state']}: {device['error']}")
         console.print(f"[green]✓[/] device {name}: {device['size'] >> 20} MiB, {device['verification']}")
+
+
+def progress_text(progress: dict[str, Any] | None) -> str:
+    """How far a registration is, or what it waits for."""
+    if progress is None:
+        return "it begins"
+    if progress.get("error") is not None:
+        return f"attempt {progress['attempt']} met {progress['error']['detail']}; it is tried again"
+    return f"{progress['done'] >> 20} of {progress['total'] >> 20} MiB"
 
 
 def _compare_ranges(http: httpx.Client, console: Console, sample: Sample) -> None:

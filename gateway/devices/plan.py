@@ -22,7 +22,6 @@ from gateway.recipes.segments import (
     bare,
     concatenate,
     place,
-    total,
 )
 from gateway.recipes.spec import DeviceSpec, LayerByDigest, LayerByIndex
 from gateway.registry.source import Descriptor, Image, Layer
@@ -153,13 +152,7 @@ def arrange_supplied(
     """
     pieces = [_piece("filesystem", layer) for layer in layers]
     if not parsed.devices:
-        segments = concatenate([_front(metadata), *pieces])
-        if metadata.size < parsed.device_size != total(segments):
-            raise InvalidMetadata(
-                f"the metadata addresses a device of {parsed.device_size} bytes, these layers make one of "
-                f"{total(segments)}: it is of other layers, or of a version that placed them otherwise; build it again"
-            )
-        return segments
+        return concatenate([_front(metadata), *pieces])
     slots = [Slot(s.uniaddr * parsed.block_size, s.blocks * parsed.block_size) for s in parsed.devices]
     return place(_front(metadata), slots, pieces)
 

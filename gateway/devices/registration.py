@@ -175,9 +175,13 @@ class Registration:
     async def _prove(self, recipe: Recipe) -> None:
         """The pass behind a device that is being served."""
         plans = [planning.plan_of(layer) for layer in recipe.layers]
-        await self._index(plans)
-        await self._progress.settle()
-        await self._catalog.prove(self._record, recipe.keys)
+        for _ in range(_PUBLISH_TRIES):
+            await self._index(plans)
+            await self._progress.settle()
+            if not await self._catalog.prove(self._record, recipe.keys):
+                break
+        else:
+            raise StorageError("indexes of the device were lost while it was being proven")
         for layer in recipe.layers:
             key = planning.unproven(layer.key)
             # Devices that still are read by it keep it: the row goes when the last one is proven.
@@ -192,7 +196,9 @@ class _Reporter:
     def __init__(self, catalog: Catalog, record: DeviceRecord) -> None:
         self._catalog = catalog
         self._record = record
-        self._shown = Progress("")
+        # What the attempt before met stays in sight until this one succeeds.
+        past = record.progress or Progress("")
+        self._shown = Progress("", error=past.error, attempt=past.attempt)
         self._before = 0
         self._reported = 0.0
         self._writing: asyncio.Task[None] | None = None
@@ -200,7 +206,7 @@ class _Reporter:
     def phase(self, phase: str, total_bytes: int = 0) -> None:
         """A phase begins."""
         self._before = 0
-        self._shown = Progress(phase, 0, total_bytes)
+        self._shown = replace(self._shown, phase=phase, done=0, total=total_bytes)
         self._report(at_once=True)
 
     def layer(self, done: int, _total: int) -> None:

@@ -157,7 +157,8 @@ class Shelf:
         found = {}
         for held in self._by_uid.values():
             for layer in held.device.layers:
-                error = None if layer is None else layer.trouble
+                # Nearly always there is none: this is looked at for each list of devices.
+                error = None if layer is None or layer.error is None else layer.trouble
                 if error is not None:
                     found[held.record.name] = Failure(error.code, error.detail)
                     break
@@ -167,7 +168,8 @@ class Shelf:
         """Bytes that all devices gave out since the start, those no longer open included."""
         total = Counter(self._closed)
         for served in (*self._closing, *(held.device.served for held in self._by_uid.values())):
-            total.update(served)
+            for origin, count in served.items():
+                total[origin] += count
         return total
 
     async def aclose(self) -> None:
@@ -200,6 +202,12 @@ class Shelf:
                 raise
             log.warning("catalog", error=error.detail)
             return held.device
+        except BlockgateError:
+            # It is gone, or serves no more.
+            for held in list(self._by_uid.values()):
+                if where == held.record.name or where in held.tags:
+                    self._drop(held)
+            raise
 
     async def _follow(self) -> None:
         """Look which devices the latest changes concern."""
@@ -337,10 +345,14 @@ class _Keeper:
     async def _mend(self, layer: Layer) -> LayerIndex:
         restoring = self._restore(self._record, layer.key)
         done, _ = await asyncio.wait([restoring.task], timeout=_PATIENCE_SECONDS)
+        met = restoring.error
         if done and not restoring.task.cancelled():
-            restoring.task.result()
-            return await self._indexes.open(layer.key)
-        why = "" if restoring.error is None else f"; the last attempt met: {restoring.error.detail}"
+            try:
+                restoring.task.result()
+                return await self._indexes.open(layer.key)
+            except BlockgateError as error:
+                met = error
+        why = "" if met is None else f"; the last attempt met: {met.detail}"
         raise IndexBeingMade(
             f"{layer.where}: what it is read by was lost or damaged here and is being made again{why}",
             retry_after_seconds=_RETRY_AFTER_SECONDS,

@@ -15,7 +15,10 @@ BLOCK: Final = 1 << BLOCK_BITS
 """Bytes per block of what is written here: tar payload is aligned to 512 bytes and no more."""
 
 ALIGN_BYTES: Final = 4096
-"""The metadata and each tar behind it begin at a multiple of this, so that 4 KiB of the device belong to one of them."""
+"""Metadata and each layer begin at a multiple of this in a device, and are padded with zeros to one.
+
+Blocks are smaller, so a page of the kernel never mixes two layers, and direct reads of 4096 bytes meet one source.
+"""
 
 SUPERBLOCK_OFFSET: Final = 1024
 SUPERBLOCK_SIZE: Final = 128
@@ -79,6 +82,11 @@ XATTR_PREFIXES: Final = (
     (b"security.", 6),
 )
 """Linux' namespaces and their index. The two ACL names are whole names: nothing follows them."""
+
+
+def aligned(size: int) -> int:
+    """``size`` in bytes, rounded up to a multiple of ``ALIGN_BYTES``."""
+    return -(-size // ALIGN_BYTES) * ALIGN_BYTES
 
 
 def encode_rdev(major: int, minor: int) -> int:

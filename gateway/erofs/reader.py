@@ -66,7 +66,6 @@ class Inode:
 
     @property
     def is_directory(self) -> bool:
-        """Whether it is one."""
         return stat.S_ISDIR(self.mode)
 
     @property
@@ -95,7 +94,6 @@ class Image:
         return data
 
     def inode(self, nid: int) -> Inode:
-        """Decode the inode ``nid``."""
         superblock = self.superblock
         at = superblock.inode_offset(nid)
         raw = self.read(at, COMPACT_INODE.size)

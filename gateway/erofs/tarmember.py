@@ -56,11 +56,10 @@ def decode(block: bytes, path: bytes, long_target: bytes | None, pax: Pax, offse
     size = tarheader.number(block[124:136])
     if pax.get(b"size"):
         size = tarheader.decimal(pax[b"size"])
-    # v7 had no type for directories: there a slash at the end of the name makes one. Like Go, decide this before the
-    # payload is counted: a directory has none, whatever its size field says.
+    # v7 had no other way to say directory than a slash at the end; all later types are what they say.
     if flag == b"\0" and path.endswith(b"/"):
         kind = stat.S_IFDIR
-    # Only regular files have a payload: like Go's and Python's readers, ignore the size of all others.
+    # Only regular files have a payload: like GNU tar and Go's reader, ignore the size of all others.
     payload = size if kind == stat.S_IFREG else 0
     if not 0 <= payload <= MAX_BYTES:
         raise ValueError(f"a size of {payload} bytes (0 to {MAX_BYTES} are possible)")

@@ -49,7 +49,6 @@ class TocWriter:
         self.members = 0
 
     def add(self, entry: Entry) -> None:
-        """Append one member."""
         pending = self._pending
         rdev = encode_rdev(entry.major, entry.minor) if entry.major or entry.minor else 0
         pending += _RECORD.pack(

@@ -30,7 +30,10 @@ _XATTR_INDEXES = frozenset((1, 2, 3, 4, 6))
 def validate(buffer: bytes | bytearray | memoryview, device_size: int) -> Superblock:
     """Check the metadata in ``buffer`` from the superblock to the leaves.
 
-    It is the start of a device of ``device_size`` bytes. Returns the superblock; ``InvalidMetadata`` names
+    It is the start of a device of ``device_size`` bytes. Without a device table it must say that very size: files are
+    then found by where layers lie, and metadata for another arrangement of them (version 0.1 aligned layers to 512
+    bytes) would show other bytes as theirs. No alignment makes a layer's place smaller, so two arrangements of the same
+    layers have the same size only if they are the same. Returns the superblock; ``InvalidMetadata`` names
     the inode and the rule it breaks.
     """
     walk = _Walk(buffer, device_size)
@@ -50,6 +53,12 @@ class _Walk:
         slots = self.image.superblock.devices
         if slots and min(slot.uniaddr for slot in slots) * self.image.superblock.block_size < len(buffer):
             raise InvalidMetadata(f"EROFS device table: a slot overlaps the {len(buffer)} bytes of metadata")
+        said = self.image.superblock.device_size
+        if not slots and said != device_size:
+            raise InvalidMetadata(
+                f"EROFS superblock: it is of a device of {said} bytes, this one has {device_size}: the metadata is of "
+                "other layers, or places them otherwise (each begins at a multiple of 4096 bytes)"
+            )
 
     def run(self) -> None:
         image = self.image

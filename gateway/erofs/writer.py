@@ -1,9 +1,10 @@
 """Layers in, the EROFS metadata of their hybrid device out.
 
 The device, in blocks of 512 bytes: superblock; inodes (``layout``); data of directories and long symbolic
-links; then the tars, one after the other. The metadata and each tar are padded to a multiple of 4096 bytes.
-Regular files are flat: their start block is their payload's place in a tar. No device table is needed to read
-that, nor an incompatible feature. Sparse files alone are chunk-based: a table of block numbers follows the inode.
+links; then the tars, one after the other. Metadata and tars are padded with zeros to multiples of 4096 bytes
+(``ALIGN_BYTES``), so each begins at one. Regular files are flat: their start block
+is their payload's place in a tar. No device table is needed to read that, nor an incompatible feature. Sparse
+files alone are chunk-based: a table of block numbers follows the inode.
 
 No clock and no random number goes in: the same layers give the same bytes, and the UUID is made of those
 bytes.
@@ -38,6 +39,7 @@ from gateway.erofs.ondisk import (
     NO_BLOCK,
     SUPERBLOCK,
     SUPERBLOCK_OFFSET,
+    aligned,
     superblock_checksum,
 )
 from gateway.erofs.tree import MEMORY_LIMIT, Directory, Inode, Tree
@@ -56,7 +58,7 @@ class LayerToc:
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """A finished image. ``data`` is the metadata, a whole number of blocks of 512 bytes.
+    """A finished image. ``data`` is the metadata, padded to a multiple of 4096 bytes.
 
     ``layer_offsets`` are where each tar starts in the device and ``device_size`` where the last one ends,
     padded, in bytes. ``files`` counts regular files (a hard link once), ``specials`` device nodes and fifos,
@@ -87,22 +89,19 @@ def build(layers: Sequence[LayerToc], *, memory_limit_bytes: int = MEMORY_LIMIT)
     return write(tree, [layer.tar_size for layer in layers])
 
 
-def _aligned(size: int) -> int:
-    return -(-size // ALIGN_BYTES) * ALIGN_BYTES
-
-
 def write(tree: Tree, tar_sizes: Sequence[int]) -> Metadata:
     """The metadata of ``tree``, whose payloads lie in tars of ``tar_sizes`` bytes. A tree serves once."""
     layout = Layout(tree.root)
     inode_blocks = blocks(layout.end)
-    metadata_size = _aligned((inode_blocks + layout.data_blocks) * BLOCK)
+    metadata_size = aligned((inode_blocks + layout.data_blocks) * BLOCK)
     offsets = []
     device_size = metadata_size
     for size in tar_sizes:
         offsets.append(device_size)
-        device_size = _aligned(device_size + size)
+        device_size += aligned(size)
     if device_size >= MAX_BYTES:
-        raise InvalidLayer(f"the device would have {device_size} bytes; {MAX_BYTES - BLOCK} can be addressed")
+        limit = MAX_BYTES - ALIGN_BYTES
+        raise InvalidLayer(f"the device would have {device_size} bytes; {limit} can be addressed")
     data = bytearray(metadata_size)
     _Filler(layout, data, inode_blocks, [offset // BLOCK for offset in offsets]).fill()
     uuid = _seal(data, layout, device_size // BLOCK)

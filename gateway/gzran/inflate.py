@@ -119,11 +119,6 @@ def _next_member(view: memoryview, position: int) -> int | None:
     return None if header is None else position + header
 
 
-def byte_aligned(compressed: Buffer, bits: int) -> bytes:
-    """``compressed`` as a stream that any raw inflate reads from its first byte on (copies it)."""
-    return _prefix(bits, compressed[0]) + bytes(compressed[1:]) if bits else bytes(compressed)
-
-
 def _prefix(bits: int, byte: int) -> bytes:
     """Empty blocks up to where ``byte``'s top ``bits`` bits begin, and those bits."""
     own = _BYTE_BITS - bits

@@ -14,10 +14,3 @@ def compressed_range(table: ZinfoTable, index: int, blob_size: int) -> tuple[int
     start = table.in_offsets[index] - (1 if table.bits[index] else 0)
     following = index + 1
     return start, table.in_offsets[following] if following < len(table) else blob_size
-
-
-def output_range(table: ZinfoTable, index: int, uncompressed_size: int) -> tuple[int, int]:
-    """Bytes of the uncompressed layer that span ``index`` holds; empty between equal ``out`` values."""
-    following = index + 1
-    end = table.out_offsets[following] if following < len(table) else uncompressed_size
-    return table.out_offsets[index], end

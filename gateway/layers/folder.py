@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import shutil
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -57,8 +57,12 @@ class FolderStore:
             await asyncio.shield(asyncio.to_thread(draft.discard))
 
     async def drop(self, key: LayerKey, attempt: str) -> None:
-        """Remove its folder."""
+        """Remove its folder. What a disk that fails keeps of it is swept at the next start."""
         await asyncio.to_thread(self._drop, key, attempt)
+
+    async def drop_copies(self, key: LayerKey, row: IndexRow) -> None:
+        """Remove the attempt's folder, and those of equal ones."""
+        await asyncio.to_thread(self._drop_copies, key, row)
 
     def _path(self, key: LayerKey, attempt: str) -> Path:
         return self._root / hex_of(key.blob) / key.cut / attempt
@@ -66,13 +70,26 @@ class FolderStore:
     def sweep(self, rows: Mapping[LayerKey, IndexRow]) -> int:
         """Remove every attempt that is not the one that counts; blocking, while no other process works here."""
         removed = 0
-        for path in self._root.glob("*/*/*"):
+        for path in list(self._attempts()):
             key = LayerKey(f"sha256:{path.parent.parent.name}", path.parent.name)
             row = rows.get(key)
-            if row is None or (path.name != row.attempt and not _is(path, row)):
-                self._drop(key, path.name)
-                removed += 1
+            # What cannot be read just now is kept: nothing is concluded from that.
+            with suppress(StorageError):
+                if row is None or (path.name != row.attempt and not _is(path, row)):
+                    self._drop(key, path.name)
+                    removed += 1
         return removed
+
+    def _attempts(self) -> Iterator[Path]:
+        """Every attempt that can be seen."""
+        folders = [self._root]
+        for _ in range(3):
+            found: list[Path] = []
+            for folder in folders:
+                with suppress(StorageError):
+                    found += _inside(folder)
+            folders = found
+        yield from folders
 
     def _find(self, key: LayerKey, row: IndexRow) -> Path:
         """Where the attempt lies here, under its own name or as this machine's equal copy of one that another replica made.
@@ -87,7 +104,7 @@ class FolderStore:
             pass
         except OSError as error:
             raise StorageError(f"{folder} cannot be read: {error.strerror}") from error
-        for other in folder.parent.glob("*"):
+        for other in _inside(folder.parent):
             if _is(other, row):
                 return other
         raise IndexAbsent(f"{folder} is not there")
@@ -98,7 +115,10 @@ class FolderStore:
             facts, spans = read_file(folder / FACTS), read_file(folder / SPANS)
         except IndexAbsent as error:
             raise IndexDamaged(f"{folder} is not whole: {error.detail}") from error
-        return parse_index(key, row, facts, spans, FileWindows(folder / CHECKPOINTS))
+        index = parse_index(key, row, facts, spans, FileWindows(folder / CHECKPOINTS))
+        if index.codec.windowed:
+            _check_size(folder / CHECKPOINTS, index.facts.files.get(CHECKPOINTS))
+        return index
 
     def _contents(self, index: LayerIndex) -> Path:
         path = self._find(index.key, index.row) / TOC
@@ -108,7 +128,7 @@ class FolderStore:
         try:
             with path.open("rb") as file:
                 actual = hashlib.file_digest(file, "sha256").hexdigest()
-        except (FileNotFoundError, IsADirectoryError) as error:
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise IndexDamaged(f"{path} is lost") from error
         except OSError as error:
             raise StorageError(f"{path} cannot be read: {error.strerror}") from error
@@ -121,10 +141,16 @@ class FolderStore:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
         for parent in (path.parent, path.parent.parent):
             with suppress(OSError):  # another cut or attempt is in it
                 parent.rmdir()
+
+    def _drop_copies(self, key: LayerKey, row: IndexRow) -> None:
+        for other in _inside(self._path(key, row.attempt).parent):
+            if other.name == row.attempt or _is(other, row):
+                self._drop(key, other.name)
 
 
 class FolderDraft:
@@ -197,10 +223,34 @@ class FolderDraft:
         shutil.rmtree(self._work, ignore_errors=True)
 
 
+def _inside(folder: Path) -> list[Path]:
+    """What lies in a folder, nothing where there is none. Raises ``StorageError``: ``glob`` takes a limit for nothing."""
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be read: {error.strerror}") from error
+
+
 def _is(folder: Path, row: IndexRow) -> bool:
-    with suppress(OSError):
-        return hashlib.sha256((folder / FACTS).read_bytes()).hexdigest() == row.sha256
-    return False
+    """Whether this is the attempt or its equal. Raises ``StorageError``."""
+    try:
+        return hashlib.sha256(read_file(folder / FACTS)).hexdigest() == row.sha256
+    except (IndexAbsent, IndexDamaged):
+        return False
+
+
+def _check_size(path: Path, known: FileFacts | None) -> None:
+    """Find a file that is lost or cut before a read needs it. Raises ``IndexDamaged`` or ``StorageError``."""
+    try:
+        size = path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise IndexDamaged(f"{path} is lost") from error
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror}") from error
+    if known is None or size != known.size:
+        raise IndexDamaged(f"{path} is not as long as it was written")
 
 
 def _file_facts(path: Path) -> FileFacts:

@@ -74,4 +74,4 @@ class OpenIndexes:
 
     async def _remove(self, key: LayerKey, row: IndexRow) -> None:
         await self._rows.drop_index(key, row.attempt)
-        await self._store.drop(key, row.attempt)
+        await self._store.drop_copies(key, row)

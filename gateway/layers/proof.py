@@ -12,10 +12,12 @@ pass. So nothing of it may enter a cache that others read, and whoever serves it
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from blockgate.reader import Bytes
+from gateway.errors import IndexDamaged
 from gateway.gzran.zinfo import WINDOW_BYTES
 from gateway.layers.index import LayerIndex
 from gateway.layers.verify import check_chain
@@ -58,23 +60,28 @@ class Chained:
 
     def __init__(self, where: str) -> None:
         self._where = where
-        # Checkpoints whose window was found to be what comes before them.
-        self._confirmed = {0}
+        # Windows that were found to be what comes before their checkpoint, by their digests: they are read from a disk
+        # each time, and what has changed since is not confirmed.
+        self._confirmed: dict[int, bytes] = {}
 
     async def read(self, index: LayerIndex, number: int, fetch: Fetch) -> Bytes:
         """The span behind a confirmed window."""
-        if number in self._confirmed:
+        window = await asyncio.to_thread(index.window, number)
+        digest = hashlib.sha256(window).digest()
+        if number == 0 or self._confirmed.get(number) == digest:
             data = await fetch(number)
+        elif number in self._confirmed:
+            raise IndexDamaged(f"{self._where}: the window of checkpoint {number} is not what it was")
         else:
             *before, data = await asyncio.gather(
                 *(fetch(each) for each in _look_behind(index, number)), fetch(number)
             )
-            window = await asyncio.to_thread(index.window, number)
             check_chain(b"".join(before), window, self._where)
-            self._confirmed.add(number)
-        if number == 0 or len(data) >= WINDOW_BYTES:
-            # It ended as the next window begins: decoding compared the two.
-            self._confirmed.add(number + 1)
+            self._confirmed[number] = digest
+        if len(data) >= WINDOW_BYTES:
+            # It ended as the next window is: decoding compared the two.
+            tail = memoryview(data)[len(data) - WINDOW_BYTES :]
+            self._confirmed[number + 1] = hashlib.sha256(tail).digest()
         return data
 
 

@@ -57,3 +57,7 @@ class LayerStore(Protocol):
     async def drop(self, key: LayerKey, attempt: str) -> None:
         """Remove one attempt, if it is there."""
         ...
+
+    async def drop_copies(self, key: LayerKey, row: IndexRow) -> None:
+        """Remove a damaged attempt and all that ``open`` would take for it."""
+        ...

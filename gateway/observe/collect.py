@@ -6,19 +6,17 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from gateway import __version__, errors, metrics
 from gateway.devices.device import Device
 from gateway.errors import IntegrityError
 from gateway.metrics import Histogram, Numbers
 from gateway.observe.requests import RequestCounts
-from gateway.observe.spanmap import Held, LayerSpans
 from gateway.observe.workers import DeviceNumbers
-from gateway.recipes.records import Progress
+from gateway.recipes.records import Failure, Progress
 from gateway.recipes.states import State
 from gateway.services import Services
-from gateway.spans.layer import Layer
 from gateway.spans.tier import Origin
 
 _BREAKER_VALUES = {"closed": 0, "half_open": 1, "open": 2}
@@ -27,9 +25,9 @@ STARTED_AT = time.time()
 
 
 def worker_numbers(services: Services, requests: RequestCounts, lag: Histogram) -> Numbers:
-    """Everything that one worker counts."""
+    """Everything that one worker counts. Only reads numbers in memory, on the event loop that changes them."""
     numbers = Numbers()
-    _process(numbers, lag)
+    numbers.add_histogram(metrics.LOOP_LAG, lag)
     requests.add_to(numbers)
     numbers.add(metrics.CUT_SHORT, requests.cut_short)
     for origin, count in served(services).items():
@@ -71,49 +69,28 @@ def shared_numbers(
         numbers.add(metrics.AMPLIFICATION, numbers.get(metrics.FETCHED_BYTES) / cold)
 
 
-def device_numbers(device: Device) -> DeviceNumbers:
-    """What one open device counts."""
-    layers = list(layers_of(device))
-    error = next((layer.trouble for layer in layers if layer.trouble is not None), None)
-    return DeviceNumbers(
-        etag=device.etag,
-        served={origin.value: count for origin, count in device.served.items()},
-        fetched_bytes=sum(layer.fetched_bytes for layer in layers),
-        error=None if error is None else (error.code, error.detail),
-    )
+def device_numbers(devices: Iterable[Device], trouble: Mapping[str, Failure]) -> dict[str, DeviceNumbers]:
+    """What open devices count, by name; those of which nothing happened are left out. On any thread."""
+    found = {}
+    for device in devices:
+        failure = trouble.get(device.name)
+        fetched = sum(layer.fetched_bytes for layer in device.layers if layer is not None)
+        if failure is not None or fetched or any(device.served.values()):
+            found[device.name] = DeviceNumbers(
+                etag=device.etag,
+                served={origin.value: count for origin, count in device.served.items()},
+                fetched_bytes=fetched,
+                error=None if failure is None else (failure.code, failure.detail),
+            )
+    return found
 
 
-def device_spans(services: Services, device: Device) -> list[LayerSpans]:
-    """Reads and state of each span in this worker; the disk tier is left out, it belongs to all."""
-    return [_layer_spans(services, layer) for layer in layers_of(device)]
-
-
-def layers_of(device: Device) -> Iterator[Layer]:
-    """The layers of a device's segments; zeros have none."""
-    return (layer for layer in device.layers if layer is not None)
-
-
-def _layer_spans(services: Services, layer: Layer) -> LayerSpans:
-    store = services.store
-    held = bytearray(len(layer.reads))
-    in_memory = layer.memory.held(layer.key)
-    for spans, flag in (
-        (in_memory, Held.MEMORY),
-        (store.flights.of(layer.key) - in_memory, Held.FETCHING),
-        (store.failed(layer.key), Held.FAILED),
-    ):
-        for span in spans:
-            if span < len(held):
-                held[span] |= flag
-    return LayerSpans(layer.reads[:], held)
-
-
-def _process(numbers: Numbers, lag: Histogram) -> None:
+def process_numbers(numbers: Numbers) -> None:
+    """Add what the kernel knows of this process; blocking."""
     numbers.add(metrics.BUILD_INFO, 1, __version__, platform.python_version())
     numbers.add(metrics.START_TIME, STARTED_AT)
     numbers.add(metrics.WORKERS, 1)
     numbers.add(metrics.MAX_FDS, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-    numbers.add_histogram(metrics.LOOP_LAG, lag)
     try:
         numbers.add(metrics.OPEN_FDS, sum(1 for _ in os.scandir("/proc/self/fd")))
         with open("/proc/self/statm", "rb") as statm:  # noqa: PTH123 - no path object for each scrape
@@ -169,5 +146,5 @@ def _upstream(services: Services, numbers: Numbers) -> None:
         numbers.add(metrics.UPSTREAM_RETRIES, count, host, reason)
     for host, count in upstream.throttled.items():
         numbers.add(metrics.UPSTREAM_THROTTLED, count, host)
-    for host, _ in upstream.attempts:
-        numbers.add(metrics.BREAKER_STATE, _BREAKER_VALUES[upstream.breakers.get(host, "closed")], host)
+    for host, state in upstream.breaker_states().items():
+        numbers.add(metrics.BREAKER_STATE, _BREAKER_VALUES[state], host)

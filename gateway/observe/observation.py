@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,10 +14,11 @@ from gateway.devices.device import Device
 from gateway.errors import StorageError
 from gateway.logs import recent_events
 from gateway.metrics import REQUEST_SECONDS, REQUESTS, SECONDS_BOUNDS, Histogram, Numbers
-from gateway.observe import collect, spanmap
+from gateway.observe import collect
+from gateway.observe.maps import Maps
 from gateway.observe.nodes import NodeRecord, Nodes
 from gateway.observe.requests import DATA_ROUTE, RequestCounts
-from gateway.observe.spanmap import Cell, Held, LayerSpans
+from gateway.observe.spanmap import Cell
 from gateway.observe.timeline import Timeline
 from gateway.observe.workers import Event, Snapshot, Workers
 from gateway.recipes.records import DeviceSummary, Failure, Progress
@@ -31,7 +31,9 @@ _READS_BEATS = 2
 _LAG_SECONDS = 0.25
 _MEASURE_SECONDS = 15.0
 _SERVER_ERROR = "5"
-_SHOWN_DEVICES = 500
+_SHOWN_DEVICES = 100
+_NAMED_DEVICES = 3
+_SHOWN_EVENTS = 50
 
 # Columns of the timeline: requests and errors of the data route, bytes by origin, latency buckets.
 REQUESTS_COLUMN, ERRORS_COLUMN, ORIGIN_COLUMN = 0, 1, 2
@@ -56,6 +58,8 @@ class Overview:
     counts: dict[State, int]
     devices: list[DeviceSummary] | None
     """The first of them by name; ``None`` when the catalog does not answer."""
+    quarantined: list[str]
+    """The first names of those."""
     degraded: dict[str, Failure]
     nodes: list[NodeRecord]
 
@@ -72,7 +76,8 @@ class Observation:
         self._lag = Histogram()
         self._timeline = Timeline(_WIDTH)
         self._measured_at = time.monotonic()
-        self._published: dict[str, tuple[int, ...]] = {}
+        self._maps = Maps(services, self._workers)
+        self._publishing = asyncio.Lock()
         self._elsewhere: dict[str, Failure] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -99,21 +104,19 @@ class Observation:
 
     async def overview(self) -> Overview:
         """Everything, of all workers."""
-        found = await self._collect()
+        found, catalog = await self._collect(), self._services.catalog
         with contextlib.suppress(StorageError):
-            page = await self._services.catalog.page(limit=_SHOWN_DEVICES)
+            page = await catalog.page(limit=_SHOWN_DEVICES)
             found.devices = list(page.devices)
+            if found.counts.get(State.QUARANTINED):
+                page = await catalog.page(limit=_NAMED_DEVICES, state=State.QUARANTINED)
+                found.quarantined = [device.name for device in page.devices]
         return found
 
     async def _collect(self) -> Overview:
         mine = await self._publish()
-        others = await asyncio.to_thread(self._workers.others)
-        numbers = Numbers.load(mine.numbers)
-        timeline = Timeline(_WIDTH)
-        for worker in (mine, *others):
-            timeline.absorb(worker.rows)
-        for worker in others:
-            numbers.absorb(Numbers.load(worker.numbers), alive=worker.alive)
+        workers = await asyncio.to_thread(lambda: [mine, *self._workers.others()])
+        numbers, timeline, events = await asyncio.to_thread(_together, workers)
         counts: dict[State, int] = {}
         under_way: list[Progress] = []
         with contextlib.suppress(StorageError):
@@ -122,52 +125,16 @@ class Observation:
             under_way = [record.progress for record in unfinished if record.progress is not None]
         nodes = await asyncio.to_thread(self.nodes.all)
         await self._measure_disk()
-        self._elsewhere = _reported(others)
+        self._elsewhere = _reported(workers[1:])
         degraded = self.trouble()
         collect.shared_numbers(
             self._services, numbers, counts, under_way, degraded=len(degraded), nodes=len(nodes)
         )
-        events = sorted(
-            (event for worker in (mine, *others) for event in worker.events),
-            key=lambda event: event.at,
-            reverse=True,
-        )
-        return Overview(
-            time.time(), numbers, timeline, [mine, *others], events[:50], counts, None, degraded, nodes
-        )
+        return Overview(time.time(), numbers, timeline, workers, events, counts, None, [], degraded, nodes)
 
     async def map(self, device: Device) -> list[Cell]:
         """The cells of a device's address space."""
-        for layer in collect.layers_of(device):
-            await layer.open()
-        mine = collect.device_spans(self._services, device)
-        return await asyncio.to_thread(self._map, device, mine)
-
-    def _map(self, device: Device, mine: list[LayerSpans]) -> list[Cell]:
-        layers = list(collect.layers_of(device))
-        counts = [len(layer.reads) for layer in layers]
-        for content, alive in self._workers.others_reads(_file_name(device)):
-            for own, other in zip(mine, spanmap.load(content, counts) or [], strict=False):
-                own.add(other, alive=alive)
-        for layer, spans in zip(layers, mine, strict=True):
-            for tier in layer.tiers[1:]:
-                for span in tier.held(layer.key):
-                    if span < len(spans.held):
-                        spans.held[span] |= Held.DISK
-        rest = iter(mine)
-        return spanmap.cells(
-            device.segments,
-            [None if layer is None or layer.index is None else layer.index.table for layer in device.layers],
-            [None if layer is None else next(rest) for layer in device.layers],
-        )
-
-    def _snapshot(self) -> Snapshot:
-        return Snapshot(
-            numbers=collect.worker_numbers(self._services, self._requests, self._lag).dump(),
-            rows=list(self._timeline.rows.items()),
-            devices={device.name: collect.device_numbers(device) for device in self._services.shelf.opened()},
-            events=[Event.model_validate(event) for event in recent_events()],
-        )
+        return await self._maps.cells(device)
 
     def _note(self) -> None:
         self._timeline.note(time.time(), list(self._columns()))
@@ -190,13 +157,32 @@ class Observation:
         yield from histograms.get((DATA_ROUTE,), Histogram()).buckets
 
     async def _publish(self) -> Snapshot:
+        # One after the other: an older snapshot must not take a newer one's place.
+        async with self._publishing:
+            return await self._publish_alone()
+
+    async def _publish_alone(self) -> Snapshot:
         self._note()
-        snapshot = self._snapshot()
-        try:
-            await asyncio.to_thread(self._workers.publish, snapshot)
-        except OSError as error:
-            log.debug("numbers are not published", error=error.strerror)
-        return snapshot
+        services = self._services
+        numbers = collect.worker_numbers(services, self._requests, self._lag)
+        rows = list(self._timeline.rows.items())
+        opened, trouble = services.shelf.opened(), services.shelf.trouble()
+
+        def work() -> Snapshot:
+            collect.process_numbers(numbers)
+            snapshot = Snapshot(
+                numbers=numbers.dump(),
+                rows=rows,
+                devices=collect.device_numbers(opened, trouble),
+                events=[Event.model_validate(event) for event in recent_events()],
+            )
+            try:
+                self._workers.publish(snapshot)
+            except OSError as error:
+                log.debug("numbers are not published", error=error.strerror)
+            return snapshot
+
+        return await asyncio.to_thread(work)
 
     async def _beat(self) -> None:
         beats = 0
@@ -208,26 +194,7 @@ class Observation:
                 continue
             await self._publish()
             if beats % _READS_BEATS == 0:
-                await self._publish_reads()
-
-    async def _publish_reads(self) -> None:
-        """Tell the other workers about the spans of those devices of which something has changed."""
-        store = self._services.store
-        for device in self._services.shelf.opened():
-            state = (
-                id(device),
-                *device.served.values(),
-                store.counts.fetches,
-                store.memory.evicted,
-                store.admission.fetching_bytes,
-            )
-            if self._published.get(device.name) != state:
-                content = spanmap.dump(collect.device_spans(self._services, device))
-                try:
-                    await asyncio.to_thread(self._workers.publish_reads, _file_name(device), content)
-                except OSError:
-                    continue
-                self._published[device.name] = state
+                await self._maps.tell()
 
     async def _watch_loop(self) -> None:
         loop = asyncio.get_running_loop()
@@ -243,6 +210,16 @@ class Observation:
             await asyncio.to_thread(self._services.disk.measure)
 
 
+def _together(workers: list[Snapshot]) -> tuple[Numbers, Timeline, list[Event]]:
+    """What all workers counted, the first of which lives; and the latest of what happened to any."""
+    numbers, timeline = Numbers(), Timeline(_WIDTH)
+    for worker in workers:
+        numbers.absorb(Numbers.load(worker.numbers), alive=worker.alive)
+        timeline.absorb(worker.rows)
+    events = (event for worker in workers for event in worker.events)
+    return numbers, timeline, sorted(events, key=lambda event: event.at, reverse=True)[:_SHOWN_EVENTS]
+
+
 def _reported(others: list[Snapshot]) -> dict[str, Failure]:
     """What other workers that are alive say of devices whose bytes they could not have."""
     return {
@@ -252,7 +229,3 @@ def _reported(others: list[Snapshot]) -> dict[str, Failure]:
         for name, numbers in worker.devices.items()
         if numbers.error is not None
     }
-
-
-def _file_name(device: Device) -> str:
-    return hashlib.sha256(f"{device.name} {device.etag}".encode()).hexdigest()[:24]

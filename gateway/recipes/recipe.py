@@ -97,11 +97,12 @@ class Recipe:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Recipe:
         """From the catalog. Keys that are not known are left out. Raises ``NewerFormat`` for a later format."""
-        if data.get("format", FORMAT) > FORMAT:
-            raise NewerFormat(
-                f"its recipe has format {data['format']}, this version reads up to {FORMAT}; run the version that wrote it"
-            )
         try:
+            if data.get("format", FORMAT) > FORMAT:
+                raise NewerFormat(
+                    f"its recipe has format {data['format']}, this version reads up to {FORMAT}; "
+                    "run the version that wrote it"
+                )
             metadata = data.get("metadata")
             return cls(
                 reference=data["reference"],
@@ -112,7 +113,7 @@ class Recipe:
                 segments=tuple(Segment(**_known(Segment, segment)) for segment in data["segments"]),
                 unproven_zinfo=data.get("unproven_zinfo"),
             )
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise NewerFormat(
                 f"its recipe cannot be understood ({error}); run the version that wrote it"
             ) from error

@@ -1,4 +1,16 @@
-"""A blob in a registry as a ``Blob``: closed ranges at random, or one long transfer in order."""
+"""A blob in a registry as a ``Blob``: closed ranges at random, or one long transfer in order.
+
+Theory of operation. A ``RegistryBlob`` owns one ``Place`` per endpoint: where that host keeps the blob. It owns no
+connection and no task. Readers of spans call ``read``, any number at once; registration calls ``stream``, once.
+
+A read is one closed range, repeated by the ``Retrier``. A stream has two states, in a transfer and between two: one
+that breaks, or is slower than ``MinimumRate``, ends, and the next begins by a range where it ended. It gives up after
+``stream_attempts`` transfers in a row that brought next to nothing; it has no deadline.
+
+What must never happen: bytes of another range than was asked for reach the caller (status, Content-Range, encoding
+and length are checked before the first byte and after the last); a whole blob is downloaded to answer a range; a body
+that trickles holds a reader for ever; a signed URL gets into a text.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +29,6 @@ from gateway.errors import (
     WrongRange,
 )
 from gateway.registry.endpoint import Endpoint, Place
-from gateway.registry.hedge import Hedge
 from gateway.registry.partial import check_partial, check_whole
 from gateway.registry.retry import Retrier
 from gateway.registry.source import Descriptor
@@ -56,10 +67,9 @@ class RegistryBlob:
         *,
         retrier: Retrier,
         minimum_rate: MinimumRate,
-        hedge: Hedge | None = None,
     ) -> None:
         self._endpoints, self._repository, self._descriptor = tuple(endpoints), repository, descriptor
-        self._retrier, self._rate, self._hedge = retrier, minimum_rate, hedge
+        self._retrier, self._rate = retrier, minimum_rate
         self._places = {endpoint: Place() for endpoint in self._endpoints}
         self._path = f"blobs/{descriptor.digest}"
 
@@ -80,10 +90,7 @@ class RegistryBlob:
         async def attempt(endpoint: Endpoint) -> memoryview:
             return await self._read_range(endpoint, offset, offset + length)
 
-        async def read() -> memoryview:
-            return await self._retrier.run(self._ranged(), attempt)
-
-        return await (read() if self._hedge is None else self._hedge.run(read))
+        return await self._retrier.run(self._ranged(), attempt)
 
     async def stream(self, start: int = 0) -> AsyncIterator[Bytes]:
         """The bytes from ``start`` to the end, in pieces of at most 256 KiB.

@@ -1,10 +1,19 @@
-"""Registries as image sources: what they share, and one view per device's wishes."""
+"""Registries as image sources: what they share, and one view per device's wishes.
+
+Theory of operation. ``Registries`` is one object per process. It owns the transport's connections, a breaker per
+scheme and host, and an endpoint (with its tokens and its cache of URLs) per base URL, registry and name of
+credentials; all live as long as it does. ``RegistrySource`` is one device's view of it: cheap, and without a state of
+its own. ``ImageSources`` adds folders; registration, the image API and the readers of spans come in through it.
+
+A reference is resolved in documents: root, perhaps an index, manifest, configuration. Each is one run of the
+``Retrier`` over mirrors and origin.
+
+What must never happen: a document is used before its digest was verified, or read past its limit; a device's
+credentials go to another device's endpoint, to a mirror, or to storage that a registry redirects to.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import random
-import time
 from collections.abc import Iterable, Mapping, Sequence
 
 import httpx
@@ -13,10 +22,10 @@ from blockgate.reader import Blob
 from gateway.errors import AddressRefused, BlobNotFound, ConfigurationError, ImageNotFound, InvalidManifest
 from gateway.registry.auth import Authenticator
 from gateway.registry.blob import MinimumRate, RegistryBlob
-from gateway.registry.breaker import Breaker, Clock
+from gateway.registry.breaker import Breaker
 from gateway.registry.credentials import CredentialStore
 from gateway.registry.endpoint import Endpoint
-from gateway.registry.hedge import Hedge
+from gateway.registry.layout import LayoutSource
 from gateway.registry.manifest import (
     ACCEPT,
     CONFIG_LIMIT_BYTES,
@@ -25,13 +34,12 @@ from gateway.registry.manifest import (
     parse_manifest,
     verify_digest,
 )
-from gateway.registry.observe import RegistryObserver, SilentObserver
 from gateway.registry.partial import check_encoding
 from gateway.registry.platform import parse_platform
 from gateway.registry.reference import Reference, is_digest
 from gateway.registry.resolve import resolve_image
-from gateway.registry.retry import Retrier, RetryBudget, RetryPolicy, Sleep
-from gateway.registry.source import Descriptor, Image
+from gateway.registry.retry import Retrier
+from gateway.registry.source import Descriptor, Image, ImageSource
 from gateway.registry.transport import Transport, origin_of
 
 
@@ -39,45 +47,27 @@ class Registries:
     """Every registry that the gateway talks to; one object per process.
 
     ``insecure_hosts`` (``host[:port]``) are spoken to over plain http. ``mirrors`` maps a registry
-    (``docker.io``) to base URLs, asked in order before the registry itself. The times are plain values so
-    that tests can shrink them. ``hedge_reads`` sends a second request for a range that is slower than 95 % of
-    the latest ones.
+    (``docker.io``) to base URLs, asked in order before the registry itself. All share the ``retrier``, so that its
+    budget bounds what this process adds to the world's trouble; its clock and observer are the breakers' too.
     """
 
     def __init__(
         self,
         *,
-        store: CredentialStore | None = None,
-        transport: Transport | None = None,
-        insecure_hosts: Iterable[str] = (),
-        mirrors: Mapping[str, Sequence[str]] | None = None,
-        policy: RetryPolicy | None = None,
-        minimum_rate: MinimumRate | None = None,
-        hedge_reads: bool = False,
-        observer: RegistryObserver | None = None,
-        clock: Clock = time.monotonic,
-        sleep: Sleep = asyncio.sleep,
-        rng: random.Random | None = None,
+        store: CredentialStore,
+        transport: Transport,
+        retrier: Retrier,
+        minimum_rate: MinimumRate,
+        insecure_hosts: Iterable[str],
+        mirrors: Mapping[str, Sequence[str]],
     ) -> None:
-        self._store = store or CredentialStore()
-        self._transport = transport or Transport()
+        self._store = store
+        self._transport = transport
         self._insecure_hosts = frozenset(host.lower() for host in insecure_hosts)
-        self._mirrors = {
-            host: tuple(_base_url(text) for text in texts) for host, texts in (mirrors or {}).items()
-        }
-        self._observer = observer or SilentObserver()
-        self._clock = clock
-        self.minimum_rate = minimum_rate or MinimumRate()
-        # One budget for all: it bounds what this process adds to the world's trouble.
-        self.retrier = Retrier(
-            policy,
-            budget=RetryBudget(clock=clock),
-            observer=self._observer,
-            clock=clock,
-            sleep=sleep,
-            rng=rng,
-        )
-        self.hedge = Hedge(self.retrier.budget, clock=clock) if hedge_reads else None
+        self._mirrors = {host: tuple(_base_url(text) for text in texts) for host, texts in mirrors.items()}
+        self._observer, self._clock = retrier.observer, retrier.clock
+        self.minimum_rate = minimum_rate
+        self.retrier = retrier
         self._breakers: dict[str, Breaker] = {}
         self._endpoints: dict[tuple[str, str, str | None], Endpoint] = {}
 
@@ -101,9 +91,7 @@ class Registries:
     def _endpoint(self, base: httpx.URL, registry: str, credentials: str | None) -> Endpoint:
         key = (str(base), registry, credentials)
         if key not in self._endpoints:
-            breaker = self._breakers.setdefault(
-                str(base), Breaker(registry, clock=self._clock, observer=self._observer)
-            )
+            breaker = self._breaker(f"{base.scheme}://{base.netloc.decode()}", registry)
             authenticator = Authenticator(
                 origin_of(base),
                 registry,
@@ -122,8 +110,15 @@ class Registries:
             )
         return self._endpoints[key]
 
+    def _breaker(self, origin: str, registry: str) -> Breaker:
+        """One per scheme and host: paths below a host (of mirrors) fail and come back together."""
+        if origin not in self._breakers:
+            breaker = Breaker(registry, clock=self._clock, observer=self._observer)
+            self._breakers[origin] = breaker
+            self._observer.breaker_made(registry, breaker)
+        return self._breakers[origin]
+
     async def aclose(self) -> None:
-        """Close every connection."""
         await self._transport.aclose()
 
 
@@ -153,7 +148,6 @@ class RegistrySource:
             descriptor,
             retrier=self._registries.retrier,
             minimum_rate=self._registries.minimum_rate,
-            hedge=self._registries.hedge,
         )
 
     async def aclose(self) -> None:
@@ -161,6 +155,25 @@ class RegistrySource:
 
     def _endpoints(self, reference: Reference) -> tuple[Endpoint, ...]:
         return self._registries.endpoints(reference, insecure=self._insecure, credentials=self._credentials)
+
+
+class ImageSources:
+    """The one entry: registries and OCI layout folders behind one interface. Owns both."""
+
+    def __init__(self, registries: Registries, layouts: LayoutSource) -> None:
+        self._registries, self._layouts = registries, layouts
+
+    def open_source(
+        self, reference: Reference, *, insecure: bool = False, credentials: str | None = None
+    ) -> ImageSource:
+        """The source for ``reference``; ``insecure`` and ``credentials`` mean nothing to a folder."""
+        if reference.is_folder:
+            return self._layouts
+        return self._registries.source(insecure=insecure, credentials=credentials)
+
+    async def aclose(self) -> None:
+        await self._layouts.aclose()
+        await self._registries.aclose()
 
 
 class _Documents:
@@ -182,7 +195,6 @@ class _Documents:
         return await self._retrier.run(self._endpoints, attempt)
 
     async def manifest(self, descriptor: Descriptor) -> tuple[bytes, str]:
-        """A manifest by digest."""
 
         async def attempt(endpoint: Endpoint) -> tuple[bytes, str]:
             body, media_type, _ = await self._fetch_manifest(endpoint, descriptor.digest)
@@ -192,7 +204,6 @@ class _Documents:
         return await self._retrier.run(self._endpoints, attempt)
 
     async def config(self, descriptor: Descriptor) -> bytes:
-        """A configuration by digest."""
 
         async def attempt(endpoint: Endpoint) -> bytes:
             path = f"blobs/{descriptor.digest}"

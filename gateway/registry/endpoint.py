@@ -1,7 +1,19 @@
 """One host that speaks the registry API: the origin of an image, or a mirror of it.
 
-An exchange here is one attempt: it answers challenges, follows redirects by hand and remembers where a blob
-was found. It does not retry.
+Theory of operation. An exchange here is one attempt: it answers challenges, follows redirects by hand and remembers
+where a blob was found. It does not retry; documents and blobs call ``get`` from inside of a ``Retrier``.
+
+An ``Endpoint`` owns its authenticator, and the memory of a host that ignores ranges. The ``Place`` of a blob belongs
+to its reader and has three states::
+
+    unknown ── the host itself has it ──▶ direct
+       ├────── a redirect led elsewhere ─▶ elsewhere, until its URL expires
+       ◀────── expired, or refused there ──────┘
+
+While one request finds the place again, the others wait for it (``Place.lock``).
+
+What must never happen: Authorization leaves the origin (scheme, host and port) that it is for; a redirect leads from
+https down to http, or to an address that is not allowed; an exchange answers challenges without end.
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.resolver import ThreadedResolver
 
 from gateway.errors import AddressRefused, ConfigurationError
 
@@ -112,9 +111,9 @@ class GuardedResolver(AbstractResolver):
     here, so a name that answers differently the second time (DNS rebinding) gains nothing.
     """
 
-    def __init__(self, allowed: AllowList, resolver: AbstractResolver | None = None) -> None:
+    def __init__(self, allowed: AllowList, resolver: AbstractResolver) -> None:
         self._allowed = allowed
-        self._resolver = resolver or ThreadedResolver()
+        self._resolver = resolver
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
@@ -129,7 +128,6 @@ class GuardedResolver(AbstractResolver):
         return kept
 
     async def close(self) -> None:
-        """Release the resolver inside."""
         await self._resolver.close()
 
 

@@ -173,11 +173,9 @@ class _Documents:
         return Index(entries)
 
     async def manifest(self, descriptor: Descriptor) -> tuple[bytes, str]:
-        """A manifest by digest."""
         return await self._verified(descriptor, MANIFEST_LIMIT_BYTES, ImageNotFound), ""
 
     async def config(self, descriptor: Descriptor) -> bytes:
-        """A configuration by digest."""
         return await self._verified(descriptor, CONFIG_LIMIT_BYTES, BlobNotFound)
 
     async def _verified(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,12 @@ _CONFIG_TYPES = (
 # Real images have at most 127 layers (a limit of Docker's), indexes a few dozen platforms.
 _MAX_LAYERS = 1024
 _MAX_ENTRIES = 4096
+# Any escape of a JSON string, so that an escaped backslash is not taken for the start of the next one: a pair of
+# surrogates (group 1), a surrogate without its other half (group 2), or another.
+_ESCAPE = re.compile(
+    r"\\(?:(u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +69,6 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """Several platforms' manifests."""
-
     entries: tuple[Entry, ...]
 
 
@@ -85,6 +90,16 @@ def verify_digest(body: bytes, digest: str, where: str) -> None:
 def digest_of(body: bytes) -> str:
     """The sha256 digest of a document, in its written form."""
     return f"sha256:{hashlib.sha256(body).hexdigest()}"
+
+
+def document_text(body: bytes) -> str:
+    """A JSON document as text whose every string UTF-8 can hold.
+
+    JSON can name half of a surrogate pair (RFC 8259 §8.2: such text is "unpredictable"), Python reads it, and nothing
+    that is made of it can be written or sent. Each becomes U+FFFD, like bytes that are not of the document's encoding.
+    """
+    text = body.decode(json.detect_encoding(body), "replace")
+    return _ESCAPE.sub(lambda escape: r"\ufffd" if escape[2] else escape[0], text)
 
 
 def parse_manifest(body: bytes, media_type: str, where: str) -> Manifest | Index:
@@ -181,7 +196,7 @@ def _array(document: Mapping[str, Any], name: str, limit: int, where: str) -> li
 
 def _parse_object(body: bytes, where: str) -> dict[str, Any]:
     try:
-        document = json.loads(body)
+        document = json.loads(document_text(body))
     except (ValueError, RecursionError):
         raise InvalidManifest(f"{where}: not JSON") from None
     if not isinstance(document, dict):

@@ -18,6 +18,24 @@ log = structlog.get_logger(__name__)
 
 BreakerState = Literal["closed", "open", "half_open"]
 
+# A breaker that nobody has asked for so long says nothing about its registry any more.
+_FORGOTTEN_AFTER_SECONDS = 300.0
+_BEST_FIRST: tuple[BreakerState, ...] = ("closed", "half_open", "open")
+
+
+class BreakerView(Protocol):
+    """A breaker, as it is reported."""
+
+    @property
+    def state(self) -> BreakerState:
+        """By the clock, not by the latest request."""
+        ...
+
+    @property
+    def idle_seconds(self) -> float:
+        """Since the latest request."""
+        ...
+
 
 class RegistryObserver(Protocol):
     """Called on the event loop; must not block or raise. ``host`` is ``host[:port]``."""
@@ -37,14 +55,16 @@ class RegistryObserver(Protocol):
         """An attempt will be repeated because of the error ``code`` in ``reason``."""
         ...
 
+    def breaker_made(self, host: str, breaker: BreakerView) -> None:
+        """A breaker that speaks for the host began; there is one for each scheme."""
+        ...
+
     def breaker_changed(self, host: str, state: BreakerState) -> None:
-        """The host's breaker took another state."""
+        """A request moved the host's breaker to another state."""
         ...
 
 
 class SilentObserver:
-    """Counts nothing."""
-
     def request_finished(self, host: str, outcome: str, seconds: float) -> None:
         """Do nothing."""
 
@@ -52,6 +72,9 @@ class SilentObserver:
         """Do nothing."""
 
     def retried(self, host: str, reason: str) -> None:
+        """Do nothing."""
+
+    def breaker_made(self, host: str, breaker: BreakerView) -> None:
         """Do nothing."""
 
     def breaker_changed(self, host: str, state: BreakerState) -> None:
@@ -68,11 +91,10 @@ class CountingObserver:
         self.retries: Counter[tuple[str, str]] = Counter()
         """By host and reason."""
         self.throttled: Counter[str] = Counter()
-        self.breakers: dict[str, BreakerState] = {}
+        self._breakers: list[tuple[str, BreakerView]] = []
         self._hosts: set[str] = set()
 
     def request_finished(self, host: str, outcome: str, seconds: float) -> None:
-        """Count an attempt."""
         host = self._bounded(host)
         histogram = self.attempts.get((host, outcome))
         if histogram is None:
@@ -82,16 +104,30 @@ class CountingObserver:
             self.throttled[host] += 1
 
     def bytes_received(self, host: str, count: int) -> None:
-        """Count bytes."""
         self.received_bytes[self._bounded(host)] += count
 
     def retried(self, host: str, reason: str) -> None:
-        """Count a retry."""
         self.retries[self._bounded(host), reason] += 1
 
+    def breaker_made(self, host: str, breaker: BreakerView) -> None:
+        """Keep it, to ask for its state when somebody wants to know."""
+        self._breakers.append((host, breaker))
+
+    def breaker_states(self) -> dict[str, BreakerState]:
+        """The state of each host that was asked in the latest minutes.
+
+        Where it was asked both ways, http and https, the better state counts: one forgotten ``insecure`` does not make
+        a registry that answers one that does not.
+        """
+        states: dict[str, BreakerState] = {}
+        for host, breaker in self._breakers:
+            if breaker.idle_seconds < _FORGOTTEN_AFTER_SECONDS:
+                label, state = self._bounded(host), breaker.state
+                states[label] = min(states.get(label, state), state, key=_BEST_FIRST.index)
+        return states
+
     def breaker_changed(self, host: str, state: BreakerState) -> None:
-        """Remember the state, and say so in the log: it is why reads fail or succeed again."""
-        self.breakers[self._bounded(host)] = state
+        """Say so in the log: it is why reads fail or succeed again."""
         if state == "open":
             log.warning("registry is not asked for a while", registry=host)
         elif state == "closed":

@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Protocol
 
 from gateway.errors import InvalidManifest, PlatformNotFound
-from gateway.registry.manifest import Config, Index, Manifest, choose_entry, parse_config, parse_manifest
+from gateway.registry.manifest import (
+    Config,
+    Index,
+    Manifest,
+    choose_entry,
+    document_text,
+    parse_config,
+    parse_manifest,
+)
 from gateway.registry.platform import Platform, choose
 from gateway.registry.source import Descriptor, Image, Layer
 
@@ -20,9 +28,7 @@ class DocumentStore(Protocol):
         """A manifest's or index' bytes and the media type that the transfer named (may be empty)."""
         ...
 
-    async def config(self, descriptor: Descriptor) -> bytes:
-        """A configuration's bytes."""
-        ...
+    async def config(self, descriptor: Descriptor) -> bytes: ...
 
 
 async def resolve_image(
@@ -60,6 +66,6 @@ async def _read_image(
         reference=reference,
         digest=digest,
         platform=str(config.platform or wanted),
-        config=body,
+        config=document_text(body).encode(),
         layers=tuple(Layer(layer, diff_id) for layer, diff_id in zip(manifest.layers, diff_ids, strict=True)),
     )

@@ -1,7 +1,18 @@
 """When to ask again: backoff, Retry-After, a budget, and the loop that joins them with the breakers.
 
-This is the only layer that retries. Everything below it makes one attempt and says what happened; everything
-above it sees either the result or the last error. Clock, randomness and sleep are handed in.
+``Retrier.run`` repeats one exchange: a document, a token, a range. Everything below it makes one attempt and says
+what happened. Two layers above repeat longer things, with the last error of this one: ``blob.RegistryBlob.stream``
+resumes a transfer of many minutes where it broke (each opening is one pass of ``Retrier.once``, so the two do not
+multiply), and ``devices.registration`` begins a registration again. Clock, randomness and sleep are handed in.
+
+Theory of operation. The process has one ``Retrier``. It owns the budget of retries; the breakers belong to the
+targets. A run is passes over the targets: mirrors in order (one whose breaker is open is left out, none gets more than
+half of the time that is left), then the origin, whose breaker is waited for if it soon lets a request through. Between
+two passes it sleeps: full jitter, and at least Retry-After.
+
+What must never happen: a run outlives its deadline; retries multiply the load on a registry that is sick; an attempt
+begins without time to succeed, so that its own timeout hides the real error; a cancelled request counts for or
+against a host.
 """
 
 from __future__ import annotations
@@ -16,11 +27,10 @@ from typing import Protocol, TypeVar
 from blockgate.retry import backoff_bound
 from gateway.errors import RegistryOverloaded, RegistryTimeout, RegistryUnreachable, UpstreamError
 from gateway.registry.breaker import Breaker, Clock
-from gateway.registry.observe import RegistryObserver, SilentObserver
+from gateway.registry.observe import RegistryObserver
 
 Sleep = Callable[[float], Awaitable[None]]
 T = TypeVar("T")
-_USEFUL_ATTEMPT_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +51,9 @@ class RetryPolicy:
     breaker_patience_seconds: float = 3.0
 
     @property
-    def useful_attempt_seconds(self) -> float:
-        """The shortest attempt worth beginning. A shorter one only hides the real error behind its own timeout."""
-        return min(_USEFUL_ATTEMPT_SECONDS, self.attempt_seconds / 2, self.deadline_seconds / 10)
+    def least_seconds(self) -> float:
+        """An attempt with less than this ahead of it could only report a timeout of its own, so it is not begun."""
+        return min(1.0, self.attempt_seconds / 4, self.deadline_seconds / 4)
 
     def backoff_seconds(self, failures: int, rng: random.Random) -> float:
         """Full jitter: uniform between 0 and the exponential bound after ``failures`` (1, 2, …)."""
@@ -108,9 +118,7 @@ class Target(Protocol):
         ...
 
     @property
-    def breaker(self) -> Breaker:
-        """The host's breaker."""
-        ...
+    def breaker(self) -> Breaker: ...
 
 
 TargetT = TypeVar("TargetT", bound=Target)
@@ -121,26 +129,22 @@ class Retrier:
 
     def __init__(
         self,
-        policy: RetryPolicy | None = None,
+        policy: RetryPolicy,
         *,
-        budget: RetryBudget | None = None,
-        observer: RegistryObserver | None = None,
+        budget: RetryBudget,
+        observer: RegistryObserver,
+        rng: random.Random,
         clock: Clock = time.monotonic,
         sleep: Sleep = asyncio.sleep,
-        rng: random.Random | None = None,
     ) -> None:
-        self.policy = policy or RetryPolicy()
-        self.observer = observer or SilentObserver()
-        self.clock, self.sleep = clock, sleep
-        self.rng = rng or random.Random()  # noqa: S311 - jitter
-        self.budget = budget or RetryBudget(clock=clock)
+        self.policy, self.budget, self.observer = policy, budget, observer
+        self.clock, self.sleep, self.rng = clock, sleep, rng
 
     async def run(self, targets: Sequence[TargetT], operation: Callable[[TargetT], Awaitable[T]]) -> T:
         """The result of the first success. Raises the origin's last ``UpstreamError``.
 
         Each pass over the targets is one attempt. It is repeated while the error is retryable, attempts and
-        budget last, and the wait (jittered, at least Retry-After) leaves time for a useful attempt before the
-        deadline.
+        budget last, and the wait (jittered, at least Retry-After) leaves a useful attempt before the deadline.
         """
         deadline = self.clock() + self.policy.deadline_seconds
         self.budget.deposit()
@@ -154,7 +158,7 @@ class Retrier:
                 if (
                     not error.retryable
                     or failures >= self.policy.attempts
-                    or self.clock() + delay + self.policy.useful_attempt_seconds > deadline
+                    or self.clock() + delay > deadline - self.policy.least_seconds
                     or not self.budget.withdraw()
                 ):
                     raise
@@ -169,37 +173,34 @@ class Retrier:
     async def _pass(
         self, targets: Sequence[TargetT], operation: Callable[[TargetT], Awaitable[T]], deadline: float
     ) -> T:
+        latest: UpstreamError | None = None
         for mirror in targets[:-1]:
-            if mirror.breaker.wait_seconds() > 0:
-                continue
             # Half of what is left: a mirror that hangs must leave time for the origin.
             seconds = min(self.policy.attempt_seconds, (deadline - self.clock()) / 2)
-            if seconds < self.policy.useful_attempt_seconds:
+            if mirror.breaker.wait_seconds() > 0 or seconds < self.policy.least_seconds:
                 continue
             try:
                 return await self._attempt(mirror, operation, seconds)
             except UpstreamError as error:
+                latest = error
                 self.observer.retried(mirror.host, error.code)
         origin = targets[-1]
-        await self._wait_for_breaker(origin, deadline)
-        return await self._attempt(
-            origin, operation, min(self.policy.attempt_seconds, deadline - self.clock())
-        )
+        await self._wait_for_breaker(origin, deadline - self.policy.least_seconds)
+        seconds = min(self.policy.attempt_seconds, deadline - self.clock())
+        if latest is not None and seconds < self.policy.least_seconds:
+            raise latest
+        return await self._attempt(origin, operation, seconds)
 
-    async def _wait_for_breaker(self, target: Target, deadline: float) -> None:
+    async def _wait_for_breaker(self, target: Target, until: float) -> None:
         """A breaker that is about to let a probe through is waited for; else the request fails at once."""
-        patience_ends = min(
-            deadline - self.policy.useful_attempt_seconds,
-            self.clock() + self.policy.breaker_patience_seconds,
-        )
+        patience_ends = min(until, self.clock() + self.policy.breaker_patience_seconds)
         while (wait := target.breaker.wait_seconds()) > 0:
             if self.clock() + wait > patience_ends:
                 raise RegistryUnreachable(
                     f"{target.host} failed several times in a row and is not asked again for {wait:.1f} s",
                     retry_after_seconds=wait,
                 )
-            jittered = self.clock() + wait * self.rng.uniform(1.0, 1.2)
-            await self.sleep(min(jittered, patience_ends) - self.clock())
+            await self.sleep(wait * self.rng.uniform(1.0, 1.2))
 
     async def _attempt(
         self, target: TargetT, operation: Callable[[TargetT], Awaitable[T]], seconds: float

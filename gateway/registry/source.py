@@ -32,7 +32,8 @@ class Image:
     """One platform's image, its manifest and configuration verified against their digests.
 
     ``reference`` is the canonical text of what was asked for (no secrets), ``digest`` the manifest's own
-    digest, ``config`` the configuration's JSON as it was stored. ``layers`` are in order, base first.
+    digest, ``config`` the configuration's JSON in UTF-8, as ``manifest.document_text`` mends it.
+    ``layers`` are in order, base first.
     """
 
     reference: str
@@ -53,6 +54,4 @@ class ImageSource(Protocol):
         """A reader of one blob of the image's repository. Opening asks nothing of the network."""
         ...
 
-    async def aclose(self) -> None:
-        """Close connections and files."""
-        ...
+    async def aclose(self) -> None: ...

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, cast
 import aiohttp
 import httpx
 import yarl
+from aiohttp.resolver import ThreadedResolver
 from httpx_aiohttp import AiohttpTransport
 from httpx_aiohttp.transport import AiohttpResponseStream
 
@@ -117,14 +118,14 @@ class Transport:
     def __init__(
         self,
         *,
-        allowed: AllowList | None = None,
+        allowed: AllowList,
         connect_seconds: float = 5.0,
         read_seconds: float = 30.0,
         max_connections: int = 100,
         keepalive_seconds: float = 30.0,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        self._allowed = allowed or AllowList()
+        self._allowed = allowed
         context = tls or _system_tls()
         timeout = httpx.Timeout(read_seconds, connect=connect_seconds, pool=read_seconds)
         self._extensions = {"timeout": timeout.as_dict()}
@@ -185,11 +186,10 @@ class Transport:
         address = literal_address(origin.host)
         if address is not None and not self._allowed.permits(origin.host, origin.port, address):
             raise refusal(origin.host, origin.port)
-        self._guarded = self._guarded or self._build(GuardedResolver(self._allowed))
+        self._guarded = self._guarded or self._build(GuardedResolver(self._allowed, ThreadedResolver()))
         return self._guarded
 
     async def aclose(self) -> None:
-        """Close every connection."""
         for transport in (self._trusted, self._guarded):
             if transport is not None:
                 await transport.aclose()

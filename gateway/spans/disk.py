@@ -108,8 +108,11 @@ class SpanFiles:
             return False
         path = self._path(key)
         size = len(data) + _HEADER.size
+        temporary = self.scratch / durable.scratch_name("span")
+        with contextlib.suppress(OSError):
+            # Somebody may have emptied the folder.
+            self.scratch.mkdir(parents=True, exist_ok=True)
         with self._lock:
-            temporary = self.scratch / durable.scratch_name("span")
             if not self._reserve(size):
                 return False
         try:
@@ -145,7 +148,7 @@ class SpanFiles:
             with contextlib.suppress(OSError):
                 path.unlink()
                 freed += size
-        self._measure()
+        self.measure()
         return freed
 
     def measure(self) -> int:
@@ -177,11 +180,14 @@ class SpanFiles:
     def _reserve(self, size: int) -> bool:
         """Make room before a file is written, so that the budget holds at every moment. ``False`` if there is none."""
         if self._written + size > self._room:
-            # One process evicts at a time; the others find room when they measure next.
+            # One process evicts at a time; the others find room when they measure next. They do not wait for it: reads
+            # share these threads, and it may hang.
             try:
                 with (self.folder / "evict.lock").open("w") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX)
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     self._evict(size)
+            except BlockingIOError:
+                return False
             except OSError as error:
                 self.errors[_name(error)] += 1
                 return False

@@ -6,7 +6,7 @@ import asyncio
 from typing import TypeAlias
 
 from blockgate.reader import Bytes
-from gateway.layers.key import LayerKey, SpanKey
+from gateway.layers.key import SpanKey
 from gateway.spans.tier import Origin
 
 Found: TypeAlias = tuple[Bytes, Origin]
@@ -99,13 +99,9 @@ class Flights:
             if self._by_key.get(flight.key) is flight:
                 del self._by_key[flight.key]
 
-    def of(self, layer: LayerKey) -> set[int]:
-        """Numbers of the spans of a layer that are being fetched."""
-        return {
-            key.span
-            for key, flight in self._by_key.items()
-            if key.cut == layer.cut and key.blob == layer.blob and not flight.future.done()
-        }
+    def under_way(self) -> list[SpanKey]:
+        """Spans that are being fetched."""
+        return [key for key, flight in self._by_key.items() if not flight.future.done()]
 
 
 def _succeeded(future: asyncio.Future[Found]) -> bool:

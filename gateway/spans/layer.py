@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from array import array
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from blockgate.reader import Reader
@@ -67,7 +68,7 @@ class Layer:
         self.error: BlockgateError | None = None
         self.error_at = 0.0
         self._keeper = keeper
-        self._changing = asyncio.Lock()
+        self._changing: asyncio.Future[LayerIndex] | None = None
 
     @property
     def where(self) -> str:
@@ -80,19 +81,13 @@ class Layer:
 
     async def open(self) -> LayerIndex:
         """The index. Raises as ``Keeper.open``."""
-        if self.index is None:
-            async with self._changing:
-                if self.index is None:
-                    self._use(await self._keeper.open(self))
-        assert self.index is not None  # noqa: S101 - just set
-        return self.index
+        if self.index is not None:
+            return self.index
+        return await self._change(None, lambda: self._keeper.open(self))
 
     async def heal(self, index: LayerIndex, error: BlockgateError) -> LayerIndex:
         """Something to read by after ``index`` met ``error``. Raises as ``Keeper.heal``."""
-        async with self._changing:
-            if self.index is index:
-                self._use(await self._keeper.heal(self, index, error))
-        return await self.open()
+        return await self._change(index, lambda: self._keeper.heal(self, index, error))
 
     def note(self, error: BlockgateError | None) -> None:
         """Remember how the last fetch ended."""
@@ -105,6 +100,37 @@ class Layer:
         if self.error is not None and self.error.retryable:
             return self.error if time.monotonic() - self.error_at < _BELIEVED_SECONDS else None
         return self.error
+
+    async def _change(
+        self, before: LayerIndex | None, work: Callable[[], Awaitable[LayerIndex]]
+    ) -> LayerIndex:
+        """Exchange the index ``before``.
+
+        Who comes meanwhile shares the outcome: if they waited in turn, the last would wait for all of them.
+        """
+        while self._changing is not None:
+            running = self._changing
+            await asyncio.wait([running])
+            if not running.cancelled():
+                return running.result()
+        if self.index is not None and self.index is not before:
+            return self.index
+        self._changing = running = asyncio.get_running_loop().create_future()
+        try:
+            index = await work()
+        except Exception as error:
+            if isinstance(error, BlockgateError):
+                self.note(error)
+            running.set_exception(error)
+            running.exception()  # nobody else may want to know
+            raise
+        else:
+            self._use(index)
+            running.set_result(index)
+            return index
+        finally:
+            self._changing = None
+            running.cancel()  # for those that wait, when this reader was cancelled: one of them goes on
 
     def _use(self, index: LayerIndex) -> None:
         self.index = index

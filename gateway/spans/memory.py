@@ -79,6 +79,10 @@ class MemoryTier:
         del key
         yield False
 
+    def keys(self) -> list[SpanKey]:
+        """Of all spans that are held: a copy."""
+        return list(self._spans)
+
     def held(self, layer: LayerKey) -> set[int]:
         """Numbers of the spans that are held."""
         blob, cut = layer

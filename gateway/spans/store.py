@@ -26,7 +26,7 @@ from gateway.errors import (
     SpanMismatch,
 )
 from gateway.layers.index import LayerIndex
-from gateway.layers.key import LayerKey, SpanKey
+from gateway.layers.key import SpanKey
 from gateway.layers.verify import decode_span
 from gateway.metrics import Histogram
 from gateway.spans.flights import Admission, Flight, Flights
@@ -113,7 +113,7 @@ class SpanStore:
             else:
                 self.counts.memory_misses += 1
                 self.counts.coalesced += 1
-            self._note(key, SpanEvent.WANT)
+                self._note(key, SpanEvent.WANT)
             return flight.hold()
         length = _length(layer, number)
         data = self.peek(layer, number)
@@ -130,6 +130,7 @@ class SpanStore:
                 f"{self.admission.used_bytes >> 20} MiB are being fetched and sent already; try again shortly",
                 retry_after_seconds=1,
             )
+        self._note(key, SpanEvent.EVICT)
         self._note(key, SpanEvent.WANT)
         return self._start(layer, number, self.flights.begin(key, length).hold())
 
@@ -157,6 +158,7 @@ class SpanStore:
             return
         self._prefetches += 1
         self.counts.prefetched += 1
+        self._note(key, SpanEvent.EVICT)
         self._note(key, SpanEvent.EXPECT)
         flight = self._start(layer, number, self.flights.begin(key, _length(layer, number)))
 
@@ -165,20 +167,17 @@ class SpanStore:
 
         flight.future.add_done_callback(landed)
 
-    def failed(self, layer: LayerKey) -> set[int]:
-        """Numbers of the spans of a layer that could not be had when they were last asked for."""
-        return {
-            key.span
-            for key, state in self._states.items()
-            if state is SpanState.FAILED and key.cut == layer.cut and key.blob == layer.blob
-        }
+    def states(self) -> list[tuple[SpanKey, SpanState]]:
+        """How spans stand of which there is something to remember: a copy."""
+        return list(self._states.items())
 
     async def drop(self) -> int:
         """Forget everything that can be fetched again, what is just being written included. Returns the bytes freed."""
         writing = [task for task, flight in self._tasks.items() if flight.future.done()]
         if writing:
             await asyncio.wait(writing)
-        return sum([await tier.drop() for tier in (self.memory, *self.shared)])
+        # The farthest first: what is read meanwhile would bring back what has been dropped nearer.
+        return sum([await tier.drop() for tier in (*reversed(self.shared), self.memory)])
 
     async def aclose(self) -> None:
         """Stop all fetches."""
@@ -240,9 +239,12 @@ class SpanStore:
             flight.future.set_exception(error)
             self.flights.settle(flight)
 
-    def _land(self, flight: Flight, data: Bytes, origin: Origin) -> None:
+    def _land(self, layer: Layer, flight: Flight, data: Bytes, origin: Origin) -> None:
+        layer.memory.keep(flight.key, data)
         flight.future.set_result((data, origin))
         self._note(flight.key, SpanEvent.LAND)
+        if flight.key not in layer.memory:
+            self._note(flight.key, SpanEvent.EVICT)  # it is larger than what memory may hold
         self.flights.settle(flight)
 
     async def _obtain(self, layer: Layer, index: LayerIndex, number: int, flight: Flight) -> None:
@@ -255,19 +257,19 @@ class SpanStore:
             if look_again and await self._from_tiers(layer, slower, flight, sha256):
                 return
             data = await self._fetch(layer, index, number)
-            layer.memory.keep(key, data)
-            self._land(flight, data, layer.origin)
+            self._land(layer, flight, data, layer.origin)
             # Still alone: whoever waits for that finds the span there.
             for tier in slower:
                 await tier.put(key, data, sha256)
 
     async def _from_tiers(self, layer: Layer, tiers: tuple[Tier, ...], flight: Flight, sha256: bytes) -> bool:
-        for tier in tiers:
+        for number, tier in enumerate(tiers):
             data = await tier.get(flight.key, sha256)
             if data is not None:
                 self.counts.disk_hits += 1
-                layer.memory.keep(flight.key, data)
-                self._land(flight, data, tier.origin)
+                self._land(layer, flight, data, tier.origin)
+                for nearer in tiers[:number]:
+                    await nearer.put(flight.key, data, sha256)
                 return True
             self.counts.disk_misses += 1
         return False

@@ -54,7 +54,10 @@ class _Expired(Exception):
 
 
 class HttpSource:
-    """Ranges of the content that ``url`` had when it was opened; other content is never mixed in."""
+    """Ranges of the content that ``url`` had when it was opened; other content is never mixed in.
+
+    Reads go to where the server says that this content stays (Content-Location), or where it redirects to.
+    """
 
     def __init__(self, target: Target, limits: HttpLimits, token: str | None = None) -> None:
         if token is not None and not (token.isascii() and token.isprintable()):
@@ -117,17 +120,22 @@ class HttpSource:
     async def learn(self, expected: Pin | None) -> None:
         """Pin the content, see :meth:`open`."""
         learned: list[Pin] = []
+        content: list[Target | None] = []
 
         def judge(head: Head) -> int:
             _raise_redirect(head)
             learned.append(pin_of(head))
+            content.append(self._target.beside(head.fields.get(b"content-location", b"").decode("latin-1")))
             return 1
 
         await self._ask(0, 1, memoryview(bytearray(1)), judge, inf)
         if expected is not None and learned[0] != expected:
             raise SourceChanged(f"{self.shown}: the content is not the one that was attached")
         self._pin = learned[0]
-        self._request_prefix = b""
+        # A name can be given to other content; where the server says under which address this content stays, that one
+        # is asked from now on. A proxy may not know it: then it answers 404, and the way back is that of an address
+        # that expired.
+        self._aim(content[0] or self._target)
 
     async def read_into(self, offset: int, target: memoryview, deadline: float = inf) -> int:
         """Fill a prefix of ``target`` from ``offset``; return its length, at least 1.

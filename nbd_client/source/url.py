@@ -38,6 +38,13 @@ class Target:
         """The URL as it may be printed: a query may hold a signature, so it is left out."""
         return self.url.split("?", 1)[0]
 
+    def beside(self, path: str) -> Target | None:
+        """Another path of the same server, or None when ``path`` is no absolute path of one (RFC 9110 section 8.7)."""
+        if not path.startswith("/") or path.startswith("//") or not path.isascii() or not path.isprintable():
+            return None
+        parts = urlsplit(self.url)
+        return Target(f"{parts.scheme}://{parts.netloc}{path}", self.endpoint, self.authority, path)
+
     def redirected(self, location: str) -> Target:
         """Follow a Location field. Raises ``InvalidUrl``, also for a step down from TLS."""
         target = parse(urljoin(self.url, location))

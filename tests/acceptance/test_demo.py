@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from gateway.demo.show import progress_text
 from tests.support.gateway import cli
 
 
@@ -60,3 +61,24 @@ def test_the_demo_stays_up_serves_ranges_and_ends_with_a_signal(tmp_path: Path, 
     assert output.read_text().rstrip().endswith("It stays up until Ctrl-C."), "nothing went wrong at the end"
     assert not list((tmp_path / "demo").rglob("*.mount.json"))
     assert str(tmp_path) not in Path("/proc/mounts").read_text()
+
+
+@pytest.mark.parametrize(
+    ("progress", "text"),
+    [
+        (None, "it begins"),
+        ({"phase": "indexing", "done": 3 << 20, "total": 9 << 20, "error": None}, "3 of 9 MiB"),
+        (
+            {
+                "phase": "waiting",
+                "done": 0,
+                "total": 0,
+                "error": {"code": "storage", "detail": "no space"},
+                "attempt": 2,
+            },
+            "attempt 2 met no space; it is tried again",
+        ),
+    ],
+)
+def test_the_demo_says_how_far_a_registration_is_and_what_it_waits_for(progress, text) -> None:
+    assert progress_text(progress) == text

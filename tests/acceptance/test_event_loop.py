@@ -141,6 +141,37 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
         sys.setswitchinterval(interval)
 
 
+def test_the_watch_tells_what_blocks_and_nothing_else(watch: Watch, tmp_path: Path) -> None:
+    """That of which the other test trusts that it would be seen."""
+
+    def computes() -> None:
+        end = time.thread_time() + 2 * _LONGEST_SECONDS
+        while time.thread_time() < end:
+            pass
+
+    def waits() -> None:
+        threading.Event().wait(1.5 * _LONGEST_SECONDS)
+
+    def opens() -> None:
+        (tmp_path / "file").write_bytes(b"")
+        Path("/proc/self/status").read_bytes()
+
+    async def work() -> None:
+        # A wait that is preempted too does not count: there are more of them than are needed.
+        for callback in [computes, opens, *[waits] * 10 * _WAITS]:
+            asyncio.get_running_loop().call_soon(callback)
+            await asyncio.sleep(0)
+        await asyncio.to_thread((tmp_path / "file").read_bytes)
+
+    watch.on = True
+    asyncio.run(work())
+    watch.on = False
+    assert [text for _, _, text in watch.slow if "computes" in text]
+    assert all("computes" in text for _, _, text in watch.slow)
+    assert [count for text, count in watch.waits.items() if "waits" in text and count >= _WAITS]
+    assert sum(watch.calls.values()) == 1, watch.calls
+
+
 @pytest.mark.timeout(240)
 def test_a_mix_of_all_that_a_gateway_does_never_blocks_its_event_loop(tmp_path: Path, watch: Watch) -> None:
     images = tmp_path / "images"
@@ -164,15 +195,20 @@ def test_a_mix_of_all_that_a_gateway_does_never_blocks_its_event_loop(tmp_path: 
         watch.on = False
     assert load.returncode == 0, load.stderr[-3000:]
     assert watch.callbacks > 500
-    told = [f"{count} x {call}" for call, count in watch.calls.most_common()]
-    assert not told, "blocking calls on the event loop:\n" + "\n".join(told)
+    calls = [f"{count} x {call}" for call, count in watch.calls.most_common()]
     slow = [
         f"{cpu * 1e3:.0f} ms of CPU, {wall * 1e3:.0f} ms: {text}"
         for cpu, wall, text in sorted(watch.slow, reverse=True)
     ]
-    assert not slow, "callbacks that ran for long:\n" + "\n".join(slow[:10])
     waits = [f"{count} x {text}" for text, count in watch.waits.most_common() if count >= _WAITS]
-    assert not waits, "callbacks that waited for long:\n" + "\n".join(waits)
+    # All of it at once: whoever mends one kind wants to see the others.
+    found = {
+        "blocking calls on the event loop": calls,
+        "callbacks that ran for long": slow[:10],
+        "callbacks that waited for long": waits,
+    }
+    report = "".join(f"\n{what}:\n  " + "\n  ".join(lines) for what, lines in found.items() if lines)
+    assert not report, report
 
 
 def _settled(http: httpx.Client, name: str) -> dict[str, Any]:

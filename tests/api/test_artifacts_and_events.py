@@ -193,9 +193,10 @@ async def test_a_catalog_that_does_not_answer_makes_the_gateway_unready(gateway,
 
 async def test_while_draining_the_gateway_is_not_ready_and_serves_on(gateway):
     await gateway.layer()
-    gateway.app.state.draining = True
+    gateway.worker.draining = True
     answer = await gateway.client.get("/readyz")
     assert (answer.status_code, answer.json()["status"]) == (503, "draining")
+    assert int(answer.headers["retry-after"]) >= 1
     assert (await gateway.client.get("/v1/devices/base/data")).status_code == 200
 
 

@@ -26,8 +26,8 @@ def short_answers(gateway, monkeypatch):
     endpoint = gateway.app.edge._data
     peek, given = endpoint.peek, []
 
-    def watched(scope, name):
-        given.append(peek(scope, name))
+    def watched(scope, name, *, content):
+        given.append(peek(scope, name, content=content))
         return given[-1]
 
     monkeypatch.setattr(endpoint, "peek", watched)

@@ -42,7 +42,7 @@ async def test_what_is_pinned_can_be_registered(gateway):
         ({"image": "UPPER/Case"}, 400, "invalid_reference"),
         ({"image": "oci:/x", "unknown": 1}, 400, "invalid_request"),
         ({"image": "oci:/etc"}, 403, "path_not_allowed"),
-        ({"image": "oci:{images}:missing"}, 502, "image_not_found"),
+        ({"image": "oci:{images}:missing"}, 422, "image_not_found"),
         ({"image": "oci:{images}:image", "platform": "linux/s390x"}, 502, "platform_not_found"),
         ({"image": "127.0.0.1:1/a:b", "insecure": True}, 502, "registry_unreachable"),
     ],

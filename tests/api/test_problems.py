@@ -11,7 +11,10 @@ import pytest
 from gateway import errors
 from gateway.api import problems
 from gateway.api.problems import status_of
+from gateway.api.schemas import FailureView
 from gateway.errors import BlockgateError
+from gateway.recipes.records import Failure
+from gateway.recipes.states import Event
 from tests.support.inprocess import BASE_BLOB, bearer, running, token_entries
 from tests.support.layers import failure, sha256
 
@@ -84,7 +87,7 @@ async def test_a_wrong_registration_is_400(gateway, name, body, code):
         f"/v1/devices/{name}", content=json.dumps(body), headers={"content-type": "application/json"}
     )
     check(answer, 400, code)
-    assert (await gateway.client.get("/v1/devices")).json() == {"devices": []}
+    assert (await gateway.client.get("/v1/devices")).json()["devices"] == []
 
 
 @pytest.mark.parametrize(
@@ -218,8 +221,13 @@ async def test_a_folder_outside_of_the_roots_is_refused(gateway, tmp_path):
 async def test_a_quarantined_device_serves_nothing(gateway):
     await gateway.layer()
     record = await gateway.services.catalog.get("base")
-    await gateway.services.catalog.update(record, state="quarantined")
-    check(await gateway.client.get(DATA), 409, "device_quarantined")
+    await gateway.services.catalog.end(record, Event.REFUTED, Failure("invalid_zinfo", "of another layer"))
+    body = check(await gateway.client.get(DATA), 409, "device_quarantined")
+    assert "of another layer" in body["detail"]
+    shown = (await gateway.client.get("/v1/devices/base")).json()
+    assert (shown["state"], shown["error"]["code"]) == ("quarantined", "invalid_zinfo")
+    # What it was is found by its content no more either.
+    check(await gateway.client.get(shown["data_url"]), 404, "content_not_found")
 
 
 # Nothing but a problem document ever reaches a client, whatever breaks inside.
@@ -236,7 +244,7 @@ async def test_every_error_becomes_its_problem_on_both_ways_out(gateway, monkeyp
         raise failure(leaf, "as the test wants it")
 
     monkeypatch.setattr(gateway.services.shelf, "get", broken)
-    monkeypatch.setattr(gateway.services.catalog, "all", broken)
+    monkeypatch.setattr(gateway.services.catalog, "page", broken)
     for url in (DATA, "/v1/devices"):
         body = check(await gateway.client.get(url), status_of(leaf), leaf.code)
         assert body["retryable"] == leaf.retryable
@@ -246,7 +254,7 @@ async def test_every_error_becomes_its_problem_on_both_ways_out(gateway, monkeyp
 @pytest.mark.parametrize(
     ("part", "method", "url"),
     [
-        ("catalog.all", "GET", "/v1/devices"),
+        ("catalog.page", "GET", "/v1/devices"),
         ("catalog.get", "GET", "/v1/devices/base"),
         ("catalog.get", "GET", "/v1/devices/base/events"),
         ("catalog.delete", "DELETE", "/v1/devices/base"),
@@ -257,8 +265,8 @@ async def test_every_error_becomes_its_problem_on_both_ways_out(gateway, monkeyp
         ("store.begin", "GET", "/v1/devices/base/data"),
         ("store.peek", "GET", "/v1/devices/base/data"),
         ("store.drop", "DELETE", "/v1/cache"),
-        ("store.disk.measure", "GET", "/v1/cache"),
-        ("artifacts.find", "GET", f"/v1/artifacts/{DIGEST}"),
+        ("disk.measure", "GET", "/v1/cache"),
+        ("artifacts.size", "GET", f"/v1/artifacts/{DIGEST}"),
         ("artifacts.put", "PUT", f"/v1/artifacts/{DIGEST}"),
         ("catalog.check", "GET", "/readyz"),
     ],
@@ -299,20 +307,29 @@ async def test_a_body_without_its_end_is_a_broken_answer(gateway, monkeypatch):
         await gateway.client.get(DATA)
 
 
-async def test_a_span_that_cannot_be_had_is_502_before_any_byte(gateway, images):
+async def test_a_span_that_cannot_be_had_is_502_before_any_byte_and_the_device_is_degraded_until_it_can(
+    gateway, images
+):
     await gateway.layer()
     blob = images / "blobs/sha256" / sha256(BASE_BLOB).removeprefix("sha256:")
     away = blob.rename(blob.with_suffix(".away"))
     try:
         check(await gateway.client.get(DATA, headers={"range": "bytes=0-9"}), 502, "blob_not_found")
         await gateway.settle()
-        assert (await gateway.client.get("/v1/devices/base")).json()["state"] == "degraded"
+        shown = (await gateway.client.get("/v1/devices/base")).json()
+        assert (shown["state"], shown["health"], shown["error"]["code"]) == (
+            "ready",
+            "degraded",
+            "blob_not_found",
+        )
+        (listed,) = (await gateway.client.get("/v1/devices")).json()["devices"]
+        assert (listed["state"], listed["health"], listed["error"]) == ("ready", "degraded", shown["error"])
         check(await gateway.client.get(DATA, headers={"range": "bytes=0-9,200-300"}), 502, "blob_not_found")
     finally:
         away.rename(blob)
     assert (await gateway.client.get(DATA, headers={"range": "bytes=0-9"})).status_code == 206
-    await gateway.settle()
-    assert (await gateway.client.get("/v1/devices/base")).json()["state"] == "ready"
+    shown = (await gateway.client.get("/v1/devices/base")).json()
+    assert (shown["state"], shown["health"], shown["error"]) == ("ready", "ok", None)
 
 
 # The tables
@@ -323,7 +340,9 @@ def test_every_error_has_its_own_code_and_a_status_that_says_whose_fault_it_is()
     assert len(set(codes)) == len(codes)
     for leaf in ARMED:
         status = status_of(leaf)
-        if issubclass(leaf, errors.UsageError | errors.MissingError):
+        if leaf is errors.ImageNotFound:  # a registry said so, of a name that the client sent
+            assert status == 422
+        elif issubclass(leaf, errors.UsageError | errors.MissingError):
             assert 400 <= status < 500, leaf
         elif issubclass(leaf, errors.UpstreamError | errors.IntegrityError):
             assert status in (502, 503, 504), leaf
@@ -353,6 +372,50 @@ def test_the_errors_docstring_draws_every_leaf():
 async def test_retry_after_is_whole_seconds(seconds, shown):
     _, headers, _ = problems.render(errors.Overloaded("later", retry_after_seconds=seconds))
     assert dict(headers)[b"retry-after"] == shown.encode()
+
+
+@pytest.mark.parametrize("leaf", ARMED, ids=lambda leaf: leaf.__name__)
+def test_every_503_says_when_to_come_back(leaf):
+    status, headers, _ = problems.render(failure(leaf))
+    assert (b"retry-after" in dict(headers)) == (status == 503)
+    if status == 503:
+        assert 1 <= int(dict(headers)[b"retry-after"]) <= 5
+
+
+@pytest.mark.parametrize(
+    ("kind", "detail", "shown"),
+    [
+        (
+            errors.IndexAbsent,
+            "/srv/gateway/layers/ab12/gzip-4/77/index.json is not there",
+            "…/index.json is not there",
+        ),
+        (
+            errors.StorageError,
+            "'/data/tmp' cannot be made: No space left",
+            "'…/tmp' cannot be made: No space left",
+        ),
+        (
+            errors.DeviceNotReady,
+            "device 'a' is still being indexed; it waits: /srv/d/toc.bin cannot be read: EIO",
+            "device 'a' is still being indexed; it waits: …/toc.bin cannot be read: EIO",
+        ),
+        (
+            errors.ConfigurationError,
+            "/root/.docker/config.json cannot be read",
+            "…/config.json cannot be read",
+        ),
+        # These say what the client knows, or needs.
+        (errors.ArtifactDamaged, f"upload it with PUT /v1/artifacts/{DIGEST}", None),
+        (errors.StorageError, "oci:/srv/images:tag: blob sha256:12: Input/output error", None),
+        (errors.StorageError, "https://registry/v2/x/blobs/y: the catalog and/or the disk failed", None),
+        (errors.RouteNotFound, "there is nothing at /a/b/c; /docs lists what there is", None),
+        (errors.InvalidLayer, "member '/etc/ssl/passwd' is refused", None),
+    ],
+)
+def test_of_the_servers_files_a_client_is_told_the_last_part_only(kind, detail, shown):
+    assert problems.problem(failure(kind, detail)).detail == (shown or detail)
+    assert FailureView.model_validate(Failure(kind.code, detail)).detail == (shown or detail)
 
 
 # The edge: header limits, tokens
@@ -478,5 +541,10 @@ async def test_every_known_token_is_compared_in_constant_time(guarded, monkeypat
 
 
 async def test_with_tokens_bytes_are_private_to_caches_between(guarded):
-    answer = await guarded.client.get(DATA, headers=bearer(NODE))
-    assert answer.headers["cache-control"].startswith("private,")
+    named = await guarded.client.head(DATA, headers=bearer(NODE))
+    # Without "public", no shared cache keeps the answer to a request with a token (RFC 9111 section 3.5).
+    assert named.headers["cache-control"] == "no-cache, no-transform"
+    content = await guarded.client.get(named.headers["content-location"], headers=bearer(NODE))
+    assert content.headers["cache-control"] == "private, max-age=31536000, immutable, no-transform"
+    refused = await guarded.client.get(named.headers["content-location"], headers=bearer(METRICS))
+    check(refused, 403, "forbidden")

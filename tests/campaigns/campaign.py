@@ -30,9 +30,8 @@ class Table:
 
     def __str__(self) -> str:
         lines = [f"{count:8}  {what}" for what, count in sorted(self.rows.items())]
-        return "\n".join(
-            [f"seed {self.seed}", *lines, f"{len(self.problems):8}  problems", *self.problems[:20]]
-        )
+        told = [f"{count} x {problem}" for problem, count in Counter(self.problems).most_common(20)]
+        return "\n".join([f"seed {self.seed}", *lines, f"{len(self.problems):8}  problems", *told])
 
     @contextmanager
     def step(self, what: str) -> Iterator[None]:

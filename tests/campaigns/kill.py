@@ -12,7 +12,7 @@ import httpx
 from tests.campaigns.campaign import Table, main
 from tests.support.faultregistry import FaultRegistry
 from tests.support.gateway import Gateway
-from tests.support.life import SETTINGS, heals, index_folder, registered, seen, small_image
+from tests.support.life import SETTINGS, Seen, heals, registered, seen, small_image
 from tests.support.processes import wait_until
 
 
@@ -43,21 +43,29 @@ def campaign(folder: Path, registry: FaultRegistry, chance: random.Random, table
             image = images[2 + turn % 4]
             gateway.drop_caches()
             if chance.random() < 0.4:
-                shutil.rmtree(index_folder(gateway, images[turn % 2].blobs[0]))
+                # Absent, whatever the crashes have left of it.
+                lost = images[turn % 2].blobs[0].removeprefix("sha256:")
+                shutil.rmtree(gateway.data_dir / "layers" / lost, ignore_errors=True)
             put = [f"t{turn}-{n}" for n in range(2)]
             for name in put:
                 assert gateway.put(name, image.spec()).status_code == 202
             dying = threading.Event()
+            wrong: list[str] = []
+
+            def read(http: httpx.Client, device: Seen, wrong: list[str] = wrong) -> None:
+                answer = http.get(f"/v1/devices/{device.name}/data")
+                if answer.is_success and answer.content != device.content:
+                    wrong.append(device.name)
 
             def work(name: str, url: str = gateway.url, dying: threading.Event = dying) -> None:
                 with (
                     contextlib.suppress(httpx.HTTPError),
                     httpx.Client(base_url=url, timeout=20, trust_env=False) as http,
                 ):
-                    http.get("/v1/devices/kept0/data")
+                    read(http, kept[0])
                     http.delete(f"/v1/devices/{name}")
                     while not dying.is_set():
-                        http.get("/v1/devices/kept1/data")
+                        read(http, kept[1])
 
             other = threading.Thread(target=work, args=(put[1],))
             other.start()
@@ -68,6 +76,7 @@ def campaign(folder: Path, registry: FaultRegistry, chance: random.Random, table
             other.join()
             gateway.start()
             with table.step("crashes"):
+                assert not wrong, f"WRONG BYTES of {wrong} before the crash"
                 for device in kept:
                     heals(gateway, device)
                 seen(gateway, put[0], image)

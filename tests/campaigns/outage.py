@@ -6,10 +6,19 @@ import time
 from pathlib import Path
 
 from tests.campaigns.campaign import Table, main
-from tests.support import faultregistry
-from tests.support.faultregistry import FaultRegistry, any_request
+from tests.support.faultregistry import FaultRegistry
 from tests.support.gateway import Gateway
-from tests.support.life import REGISTRY_TROUBLE, SETTINGS, attempt, heals, registered, seen, small_image
+from tests.support.life import (
+    REGISTRY_TROUBLE,
+    SETTINGS,
+    attempt,
+    heals,
+    registered,
+    seen,
+    small_image,
+    waiting,
+)
+from tests.support.outage import Outage
 
 
 def campaign(folder: Path, registry: FaultRegistry, chance: random.Random, table: Table, size: int) -> None:
@@ -24,15 +33,17 @@ def campaign(folder: Path, registry: FaultRegistry, chance: random.Random, table
         shutil.rmtree(gateway.data_dir / "cache", ignore_errors=True)
         gateway.start()
         new = {f"new{n}": small_image(registry, f"team/new{n}", 10 + n, size=80_000) for n in range(4)}
-        registry.inject(faultregistry.reset(), times=None, matching=any_request)
-        for name, image in new.items():
-            assert gateway.put(name, image.spec()).status_code == 202
-        end = time.monotonic() + size
-        while time.monotonic() < end:
-            for kept in chance.sample(old, 2):
-                with table.step("read during the outage"):
-                    attempt(gateway, kept.name, kept.content, kept.etag, trouble=REGISTRY_TROUBLE)
-        registry.heal()
+        with Outage(registry):
+            for name, image in new.items():
+                assert gateway.put(name, image.spec()).status_code == 202
+            end = time.monotonic() + size
+            while time.monotonic() < end:
+                for kept in chance.sample(old, 2):
+                    with table.step("read during the outage"):
+                        attempt(gateway, kept.name, kept.content, kept.etag, trouble=REGISTRY_TROUBLE)
+            for name in new:
+                with table.step("says what it waits for"):
+                    assert waiting(gateway, name, seconds=30)["error"]["code"]
         for name, image in new.items():
             with table.step("registered during the outage"):
                 seen(gateway, name, image, seconds=60)

@@ -3,22 +3,25 @@
 import contextlib
 import os
 import sqlite3
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.campaigns import damage, descriptors, kill, outage
+from tests.campaigns import damage, descriptors, kill, outage, storage, upgrade
 from tests.campaigns.campaign import FULL, Campaign, conduct
-from tests.support.processes import Process, free_port, http_answers, wait_until
 
 SIZES = {
     "descriptors": (descriptors.campaign, 30, 1100),
     "outage": (outage.campaign, 5, 60),
     "damage": (damage.campaign, 8, 1000),
-    "kill": (kill.campaign, 4, 500),
+    "kill": (kill.campaign, 8, 500),
+    "storage": (storage.campaign, 15, 500),
 }
+
+
+if upgrade.CHECKOUT in os.environ:
+    # Its devices are made by the code of that version.
+    SIZES["upgrade"] = (upgrade.campaign, 2, 4)
 
 
 @pytest.mark.timeout(7200 if FULL else 300)
@@ -41,38 +44,8 @@ def imitated(data: Path) -> None:
         catalog.execute("CREATE TABLE devices (name VARCHAR(128) PRIMARY KEY, uid VARCHAR(32), spec JSON)")
 
 
-def made_by(checkout: str) -> Callable[[Path], None]:
-    """What version 0.1 leaves, made by a checkout of it."""
-
-    def make(data: Path) -> None:
-        port = free_port()
-        argv = [sys.executable, "-m", "gateway", "serve", "--data-dir", data, "--port", str(port)]
-        ready = http_answers(f"http://127.0.0.1:{port}/readyz")
-        log = data.parent / "old.log"
-        # The folder that a module is run from is where it is looked for first.
-        with Process(argv, log=log, ready=ready, cwd=Path(checkout), start_seconds=60) as old:
-            assert old.stop() == 0, old.output
-
-    return make
-
-
-OLD = {"by hand": imitated}
-if "CHECKOUT_OF_0_1" in os.environ:
-    OLD["by version 0.1"] = made_by(os.environ["CHECKOUT_OF_0_1"])
-
-
-@pytest.mark.parametrize("make", OLD)
-def test_a_data_folder_of_version_0_1_is_refused_and_left_as_it_is(make: str, tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    OLD[make](data)
-    before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
-    port = free_port()
-    argv = [sys.executable, "-m", "gateway", "serve", "--data-dir", data, "--port", str(port)]
-    serves = http_answers(f"http://127.0.0.1:{port}/readyz")
-    with Process(argv, log=tmp_path / "log", cwd=Path(__file__).parents[2]) as new:
-        wait_until(lambda: new.returncode is not None or serves(), what="an end", seconds=60)
-        assert new.returncode is not None, "a folder of version 0.1 is served"
-    assert new.returncode != 0
-    assert "0.1" in new.output
-    assert "Traceback" not in new.output
-    assert {path: path.read_bytes() for path in data.rglob("*") if path.is_file()} == before
+def test_a_data_folder_that_looks_like_one_of_version_0_1_is_refused_and_left_as_it_is(
+    tmp_path: Path,
+) -> None:
+    imitated(tmp_path / "data")
+    upgrade.refused(tmp_path / "data", tmp_path / "log")

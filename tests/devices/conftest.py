@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from gateway.devices.catalog import Catalog, Generation
 
-from tests.support.inprocess import empty_catalog, quiet_logs
+from gateway.catalog.catalog import Catalog
+from gateway.catalog.generation import Generation
+from tests.support.inprocess import empty_folder, quiet_logs
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,18 +27,19 @@ def executor():
 def database(tmp_path):
     """URL of an empty, migrated catalog."""
     path = tmp_path / "catalog.sqlite"
-    path.write_bytes(empty_catalog())
+    path.write_bytes(empty_folder()["catalog.sqlite"])
     return f"sqlite:///{path}"
 
 
 @pytest.fixture
-def open_catalog(tmp_path, database, executor):
+def open_catalog(tmp_path, database):
     """Opens the catalog once more, as another worker does."""
     opened = []
+    numbers = itertools.count()
 
     def another():
         generation = Generation(tmp_path / "generation")
-        catalog = Catalog(database, generation, executor)
+        catalog = Catalog(database, generation, f"worker.{next(numbers)}.")
         opened.append((catalog, generation))
         return catalog
 

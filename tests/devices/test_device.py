@@ -6,22 +6,26 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.devices.device import Device
 from gateway.errors import BlobNotFound, RangeNotSatisfiable, RegistryTimeout
-from gateway.recipes.segments import Piece, Segment, concatenate
-from gateway.spans.disk import DiskTier
+from gateway.layers.codec import GZIP, IDENTITY
+from gateway.recipes.segments import Piece, Segment, concatenate, identity
+from gateway.spans.disk import DiskTier, SpanFiles
+from gateway.spans.flights import Admission
 from gateway.spans.locks import SpanLocks
 from gateway.spans.memory import MemoryTier
-from gateway.spans.store import Origin, SpanStore
+from gateway.spans.store import SpanStore
+from gateway.spans.tier import Origin
 from tests.support import gzips
 from tests.support.layers import MemoryBlob, content, failure, index_blob, layer_of
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def made(tmp_path_factory):
     """Decoded bytes, blob and index of layers of several kinds."""
     found = []
     for number, (size, flavour) in enumerate(
@@ -29,10 +33,10 @@ def made(tmp_path_factory):
     ):
         data = content(size, number + 10)
         blob = gzips.PURE[flavour](data)
-        found.append(("gzip", data, blob, index_blob(tmp_path_factory.mktemp("i"), blob, "gzip")))
+        found.append(("gzip", data, blob, await index_blob(tmp_path_factory.mktemp("i"), blob, GZIP)))
     for number, size in enumerate([1, 65_536, 150_000]):
         data = content(size, number + 20)
-        found.append(("raw", data, data, index_blob(tmp_path_factory.mktemp("i"), data, "raw")))
+        found.append(("raw", data, data, await index_blob(tmp_path_factory.mktemp("i"), data, IDENTITY)))
     return found
 
 
@@ -47,10 +51,9 @@ async def make_store(tmp_path, executor):
     locks = SpanLocks(tmp_path / "locks")
     stores = []
 
-    def make(memory=64 << 20, **options):
-        store = SpanStore(
-            MemoryTier(memory), DiskTier(tmp_path / "cache", 64 << 20), locks, executor, **options
-        )
+    def make(memory=64 << 20, limit=512 << 20, **options):
+        disk = DiskTier(SpanFiles(tmp_path / "cache", 64 << 20), locks, executor)
+        store = SpanStore(MemoryTier(memory), (disk,), Admission(limit), executor, **options)
         stores.append(store)
         return store
 
@@ -69,17 +72,17 @@ def build(chosen, store, gaps=()):
             segments.append(Segment("zero", len(truth), gap))
             layers.append(None)
             truth += bytes(gap)
-        for segment in concatenate([Piece(kind, len(data), index.facts.blob, index.index_id)]):
-            moved = Segment(segment.kind, len(truth), segment.length, segment.digest, segment.index_id)
+        for segment in concatenate([Piece(kind, len(data), index.facts.blob, index.key.cut)]):
+            moved = Segment(segment.kind, len(truth), segment.length, segment.digest, segment.cut)
             segments.append(moved)
             if segment.kind == "zero":
                 layers.append(None)
                 truth += bytes(segment.length)
             else:
                 sources.append(MemoryBlob(blob))
-                layers.append(layer_of(index, sources[-1]))
+                layers.append(layer_of(index, sources[-1], store))
                 truth += data
-    return Device("device", segments, layers, store), truth, sources
+    return Device("device", identity(segments), segments, layers, store), truth, sources
 
 
 async def streamed(device, start, stop):
@@ -175,7 +178,7 @@ async def test_a_reader_that_goes_away_in_mid_stream_leaves_no_noise(make_store,
 
 async def test_a_random_reader_costs_exactly_what_it_asks_for(make_store, made):
     device, _, sources = build([made[0]], make_store())
-    table = device.layers[0].table
+    table = device.layers[0].index.table
     for start in (table.bounds(2)[0], 10, 100, 50, table.bounds(1)[0]):
         device.expect(start, start + 20)
         await device.read(start, 20)
@@ -189,7 +192,7 @@ async def test_a_sequential_reader_is_read_ahead_of(make_store, made):
         device.expect(start, start + 4096)
         await device.read(start, 4096)
     await sources[0].asked(3)
-    assert len(sources[0].reads) == device.layers[0].table.count
+    assert len(sources[0].reads) == device.layers[0].index.table.count
 
 
 async def test_reading_ahead_ends_where_the_segment_ends(make_store, made):
@@ -198,7 +201,7 @@ async def test_reading_ahead_ends_where_the_segment_ends(make_store, made):
     for start in range(0, end - 128, 128):
         device.expect(start, start + 128)
         await device.read(start, 128)
-    assert len(sources[0].reads) == device.layers[0].table.count
+    assert len(sources[0].reads) == device.layers[0].index.table.count
     assert sources[1].reads == [], "whoever reads metadata in order is not about to read the layer behind it"
     device.expect(end - 128, end)
     device.expect(end, end + 4096)
@@ -211,6 +214,35 @@ async def test_what_was_served_is_counted_by_where_it_came_from(make_store, made
     await device.read(0, 50)
     assert device.served[Origin.UPSTREAM] == 100
     assert device.served[Origin.MEMORY] == 50
+
+
+async def test_a_reader_behind_others_that_hold_all_room_waits_and_gets_the_truth(make_store, made):
+    """Two readers hold what they have not handed on; neither keeps the other from going on for ever."""
+    store = make_store(memory=0, limit=100_000)
+    device, truth, _ = build([made[0], made[6]] * 2, store)
+
+    async def slow():
+        got = b""
+        async for piece in device.stream(0, device.size):
+            got += bytes(piece)
+            await asyncio.sleep(0.001)
+        return got
+
+    async with asyncio.timeout(60):
+        assert set(await asyncio.gather(*(slow() for _ in range(3)))) == {truth}
+    assert store.admission.fetching_bytes == 0
+
+
+async def test_a_stream_that_is_left_gives_back_all_that_it_held(make_store, made):
+    store = make_store(memory=0)
+    device, _, _ = build([made[0], made[6]], store)
+    stream = device.stream(0, device.size)
+    await anext(stream)
+    assert store.admission.fetching_bytes > 0
+    await stream.aclose()
+    async with asyncio.timeout(20):
+        while store.admission.fetching_bytes:
+            await asyncio.sleep(0.001)
 
 
 async def test_zeros_cost_nothing_and_are_zeros(make_store, made):

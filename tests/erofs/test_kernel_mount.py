@@ -76,7 +76,7 @@ def test_a_directory_of_seventy_thousand_files_lists_and_looks_up(tmp_path):
     entries.append(Entry(b"d/last", stat.S_IFREG, 0o644, size=4, offset=512))
     metadata = build([LayerToc(entries, 1024)])
     image = tmp_path / "device"
-    image.write_bytes(bytes(metadata.data) + bytes(512) + b"here" + bytes(508))
+    image.write_bytes(bytes(metadata.data) + bytes(512) + b"here" + bytes(4096 - 516))
     with mounted(image, tmp_path / "mnt") as mount:
         assert len(list((mount / "d").iterdir())) == 70_001
         assert (mount / "d" / "last").read_bytes() == b"here"

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.erofs.entry import Entry
+from gateway.erofs.ondisk import aligned
 from gateway.erofs.reader import Image
 from gateway.erofs.tarsparse import PIECES_MAX
 from gateway.erofs.tarstream import TarWalker
@@ -121,7 +122,7 @@ def test_any_aligned_map_reads_back_as_the_file(files):
             tar += padded(data)
         wanted[name] = bytes(whole)
     metadata = build([LayerToc(entries, len(tar))])
-    device = bytes(metadata.data) + bytes(tar)
+    device = bytes(metadata.data) + bytes(tar).ljust(aligned(len(tar)), b"\0")
     assert contents(device) == wanted
     validate(metadata.data, len(device))
     image = Image(device)
@@ -191,7 +192,8 @@ REFUSED = {
     "map longer than the payload": (version_1(b"3\n0\n", 512, 512), "no end after 3 pieces"),
     "map that never comes": (version_1(b"2000\n" + b"0\n" * 6000, 512, 512), "longer than its payload"),
     "sparse directory": (
-        pax(record(b"GNU.sparse.map", b"0,0"), record(b"GNU.sparse.size", b"0")) + header(b"hole/"),
+        pax(record(b"GNU.sparse.map", b"0,0"), record(b"GNU.sparse.size", b"0"))
+        + header(b"hole/", flag=b"\0"),
         "directory",
     ),
     "sparse link": (

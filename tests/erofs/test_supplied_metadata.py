@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import stat
 import struct
 import subprocess
+import zlib
 from pathlib import Path
 
 import pytest
@@ -222,6 +224,37 @@ def test_a_directory_that_contains_its_parent_is_refused():
         validate(reseal(image), SIZE)
     with pytest.raises(InvalidMetadata, match="in two places"):
         list(Image(image).walk())
+
+
+OLD_LAYERS = [
+    [Member(b"d/", DIR, 0o755), Member(b"d/one", content=b"1" * 700)],
+    [Member(b"two", content=b"2" * 513)],
+]
+# What version 0.1 wrote for OLD_LAYERS (two tars of 10,240 bytes), compressed.
+OLD_METADATA = zlib.decompress(
+    base64.b85decode(
+        b"c-muN7zLwX6pU2x=;7A~ujfo#%M4_5G8izhU{Rxk#NMClm+tna?``+<?q_RrX4Q{|;Lrx3_<rli%wP`X{|5p_BzXfk%>-u~0"
+        b"@=n;wlR=x24$NtFf!=r>7|sE=cAd=#Gr*_J`<ApFmqIp%vS}nVeV0fn3<oKirWuM8W|ZFp@vEVF*6qVJy3ZzsGCLs1ONcj$R"
+        b"#B"
+    )
+)
+
+
+def test_metadata_of_version_01_is_refused_where_layers_are_aligned_to_4096_bytes():
+    """Its files would be read where no layer has them any more."""
+    tars = [pack(layer) for layer in OLD_LAYERS]
+    old_size = len(OLD_METADATA) + sum(map(len, tars))
+    assert validate(OLD_METADATA, old_size).devices == (), "it is good metadata, of another arrangement"
+    size = metadata_of(tars).device_size
+    for around in (len(OLD_METADATA) + sum(map(ondisk.aligned, map(len, tars))), size):
+        with pytest.raises(InvalidMetadata, match=f"of a device of {old_size} bytes, this one has {around}"):
+            validate(OLD_METADATA, around)
+
+
+def test_metadata_without_a_device_table_is_of_a_device_of_its_own_size_alone():
+    for size in (SIZE - ondisk.ALIGN_BYTES, SIZE + ondisk.ALIGN_BYTES):
+        with pytest.raises(InvalidMetadata, match="a device of"):
+            validate(BUILT.data, size)
 
 
 @given(st.data())

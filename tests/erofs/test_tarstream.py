@@ -264,18 +264,23 @@ def test_old_names_and_numbers():
     assert (entries[2].mtime, entries[2].uid) == (-5, 3_000_000)
 
 
-def test_the_size_of_an_old_directory_does_not_swallow_the_member_behind_it():
-    tar = header(b"dir/", flag=b"\0", magic=b"", size=512) + header(b"next") + END
-    directory, following = walk(tar)
-    assert (directory.kind, directory.size) == (stat.S_IFDIR, 0)
-    assert following.path == b"next"
+def test_a_directory_of_v7_has_no_payload_so_its_size_swallows_no_member():
+    """As in libarchive's test_compat_tar_directory_1.tar; GNU tar, Go and umoci keep the member that follows."""
+    entries = walk(header(b"dir1/", flag=b"\0", magic=b"", size=1) + header(b"dir1/file1") + END)
+    assert [(entry.path, entry.kind, entry.size) for entry in entries] == [
+        (b"dir1/", stat.S_IFDIR, 0),
+        (b"dir1/file1", stat.S_IFREG, 0),
+    ]
 
 
-def test_a_slash_makes_a_directory_of_the_old_type_only():
-    tar = header(b"d/", flag=b"0", size=3) + padded(b"abc") + header(b"next") + END
-    file, following = walk(tar)
-    assert (file.kind, file.size) == (stat.S_IFREG, 3)
-    assert following.path == b"next"
+@pytest.mark.parametrize("flag", [b"0", b"7"])
+def test_a_slash_makes_no_directory_of_a_type_that_came_after_v7(flag):
+    tar = header(b"d/", flag=flag, size=3) + padded(b"abc") + header(b"next") + END
+    entries = walk(tar)
+    assert [(entry.path, entry.kind, entry.size) for entry in entries] == [
+        (b"d/", stat.S_IFREG, 3),
+        (b"next", stat.S_IFREG, 0),
+    ]
 
 
 def test_signed_checksums_of_old_writers_are_accepted():

@@ -7,8 +7,11 @@ import stat
 import pytest
 
 from gateway.erofs.entry import HARD_LINK, Entry
+from gateway.erofs.reader import Image
 from gateway.erofs.tree import MAX_LINKS, Directory, Tree
 from gateway.errors import InvalidLayer
+from tests.support.erofsimage import device_of
+from tests.support.tarblocks import header, padded
 
 
 def file(path: bytes, offset: int = 0) -> Entry:
@@ -232,3 +235,11 @@ def test_depth_costs_no_stack():
         layers.append(directory(b"jump/" + step))
     found = tree(layers, [file(b".wh..wh..opq")])
     assert paths(found) == []
+
+
+def test_a_regular_file_named_with_a_slash_at_its_end_is_a_file():
+    tar = header(b"d/", size=3) + padded(b"abc") + bytes(1024)
+    image = Image(device_of([tar]))
+    inode = image.lookup(b"d")
+    assert inode is not None
+    assert image.content(inode) == b"abc"

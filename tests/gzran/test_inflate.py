@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gateway.errors import CorruptStream
 from gateway.gzran import backends, span
-from gateway.gzran.inflate import _PREFIXES, byte_aligned, inflate_span
+from gateway.gzran.inflate import _PREFIXES, inflate_span
 from gateway.gzran.zinfo import ZERO_WINDOW, Checkpoint
 from tests.support import deflate_reference, zinfo_tables
 from tests.support.gzip_streams import (
@@ -30,7 +30,7 @@ TEXT = text(300_000)
 def assert_every_span_is_the_truth(blob, plain, table, backend):
     for i in range(table.n):
         start, end = span.compressed_range(table, i, len(blob))
-        first, last = span.output_range(table, i, len(plain))
+        first, last = zinfo_tables.output_range(table, i, len(plain))
         arguments = (table.bits[i], table.window(i), last - first)
         truth = plain[first:last]
         exact = memoryview(blob)[start:end]
@@ -128,8 +128,8 @@ def test_byte_aligned_input_is_read_by_plain_zlib():
     assert any(table.bits)
     for i in range(1, table.n):
         start, end = span.compressed_range(table, i, len(blob))
-        whole = byte_aligned(blob[start:end], table.bits[i])
-        first, last = span.output_range(table, i, len(TEXT))
+        whole = zinfo_tables.byte_aligned(blob[start:end], table.bits[i])
+        first, last = zinfo_tables.output_range(table, i, len(TEXT))
         inflater = zlib.decompressobj(-15, zdict=bytes(table.window(i)))
         assert inflater.decompress(whole) == TEXT[first:last]
 
@@ -140,7 +140,7 @@ def test_byte_aligned_input_is_read_by_plain_zlib():
 BLOB = member(TEXT)
 TABLE = zinfo_tables.build(BLOB, 50_000).table()
 START, END = span.compressed_range(TABLE, 1, len(BLOB))
-FIRST, LAST = span.output_range(TABLE, 1, len(TEXT))
+FIRST, LAST = zinfo_tables.output_range(TABLE, 1, len(TEXT))
 
 
 def inflate_second(backend, *, compressed=BLOB[START:END], length=LAST - FIRST, **how):

@@ -18,7 +18,7 @@ def test_compressed_ranges_start_a_byte_early_for_leftover_bits_and_end_at_the_n
 
 
 def test_output_ranges_cover_the_layer_without_a_gap():
-    assert [span.output_range(TABLE, i, 2000) for i in range(4)] == [
+    assert [zinfo_tables.output_range(TABLE, i, 2000) for i in range(4)] == [
         (0, 0),
         (0, 900),
         (900, 1900),

@@ -19,16 +19,21 @@ from gateway.errors import (
 from gateway.ingest import metadata
 from gateway.ingest.decompress import decompressed
 from gateway.ingest.ingest import Ingest
-from gateway.ingest.layer_pass import LayerPass, Promise
+from gateway.ingest.layer_pass import Cutting, LayerPass, Promise
 from gateway.ingest.metadata import build_file, build_in_process
-from gateway.layers.folder import LayerFolders
+from gateway.layers.codec import GZIP, IDENTITY
+from gateway.layers.folder import FolderStore
 from gateway.layers.index import SPANS, TOC
+from gateway.layers.key import LayerKey, cut_name
+from gateway.layers.open import OpenIndexes
 from tests.support import gzips
 from tests.support.layers import MemoryBlob, content, failure, index_blob, sha256, tar_of
 
 TAR = tar_of({"a": content(200_000, 1), "b": content(100, 2)})
 BLOB = gzips.member(TAR)
 PROMISE = Promise(sha256(BLOB), len(BLOB), sha256(TAR))
+CUTTING = Cutting(GZIP, cut_name("gzip", 65536), 65536)
+KEY = LayerKey(PROMISE.digest, CUTTING.cut)
 
 
 @pytest.fixture(scope="module")
@@ -38,48 +43,73 @@ def executor():
 
 
 @pytest.fixture
-def ingest(tmp_path, executor):
-    return Ingest(LayerFolders(tmp_path / "layers"), executor, span_size=65536)
+def ingest(tmp_path, catalog, executor):
+    (tmp_path / "tmp").mkdir()
+    return another_ingest(tmp_path, catalog, executor)
 
 
-def leftovers(ingest):
-    return [path.name for path in ingest.folders.root.glob("*/*") if not path.name.endswith(".lock")]
+def another_ingest(folder, catalog, executor):
+    """As another worker of the same folder has it."""
+    store = FolderStore(folder / "layers", folder / "tmp")
+    return Ingest(store, catalog, OpenIndexes(store, catalog), executor, span_size=65536)
+
+
+def quiet(_done, _total):
+    return None
+
+
+def make(ingest, blob, promise=PROMISE):
+    return ingest.index(blob, promise, CUTTING, quiet)
+
+
+def leftovers(folder):
+    return [path for part in ("layers", "tmp") for path in (folder / part).rglob("*") if path.is_file()]
+
+
+def attempt(folder):
+    (found,) = (folder / "layers").glob("*/*/*")
+    return found
 
 
 async def test_progress_grows_to_the_whole_blob(ingest):
     seen = []
-    index = await ingest.index(
-        MemoryBlob(BLOB, chunk=1000), PROMISE, "gzip", progress=lambda done, total: seen.append((done, total))
+    facts = await ingest.index(
+        MemoryBlob(BLOB, chunk=1000), PROMISE, CUTTING, lambda done, total: seen.append((done, total))
     )
-    assert index.facts.size == len(TAR)
+    assert facts.size == len(TAR)
     assert seen == sorted(seen)
     assert seen[-1] == (len(BLOB), len(BLOB))
 
 
 async def test_what_is_there_is_not_read_again(ingest):
-    await ingest.index(MemoryBlob(BLOB), PROMISE, "gzip", progress=lambda *_: None)
+    await make(ingest, MemoryBlob(BLOB))
     again = MemoryBlob(BLOB)
-    await ingest.index(again, PROMISE, "gzip", progress=lambda *_: None)
+    await make(ingest, again)
     assert again.streams == 0
-    assert ingest.find(PROMISE.digest, "gzip") is not None
-    assert ingest.find(PROMISE.digest, "raw") is None
+    assert (await ingest.find(KEY)).size == len(TAR)
+    assert await ingest.find(LayerKey(KEY.blob, "identity-65536-v2")) is None
 
 
-async def test_a_damaged_index_is_made_anew(ingest):
-    index = await ingest.index(MemoryBlob(BLOB), PROMISE, "gzip", progress=lambda *_: None)
-    (index.folder / SPANS).write_bytes(b"")
-    assert ingest.find(PROMISE.digest, "gzip") is None
-    index = await ingest.index(MemoryBlob(BLOB), PROMISE, "gzip", progress=lambda *_: None)
-    assert index.table.size == len(TAR)
+async def test_a_damaged_index_is_made_anew(ingest, tmp_path):
+    await make(ingest, MemoryBlob(BLOB))
+    before = attempt(tmp_path)
+    (before / SPANS).write_bytes(b"")
+    assert await ingest.find(KEY) is None
+    assert (await make(ingest, MemoryBlob(BLOB))).size == len(TAR)
+    assert attempt(tmp_path).name != before.name
 
 
-async def test_those_who_want_the_same_layer_at_once_take_one_pass(ingest, monkeypatch):
-    monkeypatch.setattr("gateway.ingest.ingest._LOCK_POLL_SECONDS", 0.001)
+async def test_those_who_want_the_same_layer_at_once_take_one_pass(
+    ingest, tmp_path, open_catalog, executor, monkeypatch
+):
+    monkeypatch.setattr("gateway.catalog.leases._FIRST_POLL_SECONDS", 0.001)
+    other = another_ingest(tmp_path, open_catalog(), executor)
     blobs = [MemoryBlob(BLOB) for _ in range(4)]
     found = await asyncio.gather(
-        *(ingest.index(blob, PROMISE, "gzip", progress=lambda *_: None) for blob in blobs)
+        *(make(which, blob) for which, blob in zip((ingest, other), blobs, strict=False))
     )
-    assert {index.facts.sha256 for index in found} == {sha256(TAR)}
+    found += await asyncio.gather(*(make(ingest, blob) for blob in blobs[2:]))
+    assert {facts.sha256 for facts in found} == {sha256(TAR)}
     assert sum(blob.streams for blob in blobs) == 1
 
 
@@ -91,34 +121,34 @@ async def test_those_who_want_the_same_layer_at_once_take_one_pass(ingest, monke
         (Promise(sha256(BLOB), len(BLOB) + 1), BlobMismatch),
     ],
 )
-async def test_a_broken_promise_leaves_nothing(ingest, promise, kind):
+async def test_a_broken_promise_leaves_nothing(ingest, tmp_path, promise, kind):
     with pytest.raises(kind):
-        await ingest.index(MemoryBlob(BLOB, chunk=1000), promise, "gzip", progress=lambda *_: None)
-    assert leftovers(ingest) == []
+        await make(ingest, MemoryBlob(BLOB, chunk=1000), promise)
+    assert leftovers(tmp_path) == []
 
 
-async def test_a_source_that_breaks_off_leaves_nothing_and_the_next_try_succeeds(ingest):
+async def test_a_source_that_breaks_off_leaves_nothing_and_the_next_try_succeeds(ingest, tmp_path):
     blob = MemoryBlob(BLOB, chunk=1000)
     blob.error, blob.error_at = failure(RegistryTimeout), len(BLOB) // 2
     with pytest.raises(RegistryTimeout):
-        await ingest.index(blob, PROMISE, "gzip", progress=lambda *_: None)
-    assert leftovers(ingest) == []
+        await make(ingest, blob)
+    assert leftovers(tmp_path) == []
     blob.error = None
-    assert (await ingest.index(blob, PROMISE, "gzip", progress=lambda *_: None)).table.size == len(TAR)
+    assert (await make(ingest, blob)).size == len(TAR)
 
 
-async def test_a_cancelled_pass_leaves_nothing_and_lets_the_next_one_in(ingest):
+async def test_a_cancelled_pass_leaves_nothing_and_lets_the_next_one_in(ingest, tmp_path):
     blob = MemoryBlob(BLOB, chunk=1000)
     blob.gate = asyncio.Event()
-    task = asyncio.create_task(ingest.index(blob, PROMISE, "gzip", progress=lambda *_: None))
+    task = asyncio.create_task(make(ingest, blob))
     while not blob.streams:
         await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert leftovers(ingest) == []
+    assert leftovers(tmp_path) == []
     blob.gate = None
-    await asyncio.wait_for(ingest.index(blob, PROMISE, "gzip", progress=lambda *_: None), 20)
+    await asyncio.wait_for(make(ingest, blob), 20)
 
 
 @pytest.mark.parametrize("method", ["feed", "finish", "close"])
@@ -142,7 +172,7 @@ async def test_a_pass_that_is_cancelled_while_a_thread_works_for_it_ends_after_t
     monkeypatch.setattr(LayerPass, "close", closing)
     work = getattr(LayerPass, method)
     monkeypatch.setattr(LayerPass, method, slow)
-    task = asyncio.create_task(ingest.index(MemoryBlob(BLOB), PROMISE, "gzip", progress=lambda *_: None))
+    task = asyncio.create_task(make(ingest, MemoryBlob(BLOB)))
     assert await asyncio.to_thread(begun.wait, 20)
     task.cancel()
     asyncio.get_running_loop().call_later(0.05, go.set)
@@ -154,13 +184,16 @@ async def test_a_pass_that_is_cancelled_while_a_thread_works_for_it_ends_after_t
 # Metadata in a process of its own
 
 
-def toc_of(tmp_path, name, files):
-    index = index_blob(tmp_path / name, tar_of(files), "tar")
-    return index.folder / TOC
+async def toc_of(tmp_path, name, files):
+    await index_blob(tmp_path / name, tar_of(files), IDENTITY)
+    return attempt(tmp_path / name) / TOC
 
 
 async def test_the_process_builds_what_this_one_builds(tmp_path):
-    tocs = [toc_of(tmp_path, "0", {"a": b"1", "b": b"2"}), toc_of(tmp_path, "1", {"a": b"new", ".wh.b": b""})]
+    tocs = [
+        await toc_of(tmp_path, "0", {"a": b"1", "b": b"2"}),
+        await toc_of(tmp_path, "1", {"a": b"new", ".wh.b": b""}),
+    ]
     there = await build_in_process(tocs, tmp_path / "there")
     here = build_file(tocs, tmp_path / "here")
     assert there == here
@@ -181,7 +214,7 @@ async def test_a_missing_table_of_contents_is_a_storage_error(tmp_path):
 
 
 async def test_a_layer_that_cannot_be_merged_is_named(tmp_path):
-    tocs = [toc_of(tmp_path, "0", {"a": b"file"}), toc_of(tmp_path, "1", {"a/below": b"x"})]
+    tocs = [await toc_of(tmp_path, "0", {"a": b"file"}), await toc_of(tmp_path, "1", {"a/below": b"x"})]
     with pytest.raises(InvalidLayer) as here:
         build_file(tocs, tmp_path / "here")
     with pytest.raises(InvalidLayer) as there:
@@ -241,11 +274,10 @@ def test_a_broken_stream_is_said_to_be_broken(tmp_path, data):
 
 
 async def test_an_index_that_is_there_is_held_against_what_this_image_promises(ingest):
-    quiet = {"progress": lambda *_: None}
-    await ingest.index(MemoryBlob(BLOB), PROMISE, "gzip", **quiet)
+    await make(ingest, MemoryBlob(BLOB))
     other = Promise(PROMISE.digest, PROMISE.size, sha256(b"something else"))
     with pytest.raises(DiffIdMismatch):
-        await ingest.index(MemoryBlob(BLOB), other, "gzip", **quiet)
+        await make(ingest, MemoryBlob(BLOB), other)
     longer = Promise(PROMISE.digest, PROMISE.size + 1, PROMISE.diff_id)
     with pytest.raises(BlobMismatch):
-        await ingest.index(MemoryBlob(BLOB), longer, "gzip", **quiet)
+        await make(ingest, MemoryBlob(BLOB), longer)

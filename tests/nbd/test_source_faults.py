@@ -407,3 +407,63 @@ async def test_each_request_has_a_trace_of_its_own_which_its_error_names():
     assert len({match[1] for match in matches}) == 1
     assert [int(match[2], 16) for match in matches] == [int(match[3], 16) for match in matches] == [1, 2, 3]
     assert f"(trace {matches[2][1]}{matches[2][2]})" in str(caught.value)
+
+
+CONTENT_PATH = "/v1/content/abc/data"
+
+
+def names_its_content(request, answer):
+    """By its name the server says under which address the content stays."""
+    if request.path != CONTENT_PATH and answer.status == 206:
+        answer.fields["Content-Location"] = CONTENT_PATH
+
+
+async def test_reads_go_to_where_the_server_says_that_the_content_stays():
+    async with range_server(CONTENT, faults=[names_its_content]) as server:
+        source = await open_source(server.url, QUICK)
+        try:
+            assert bytes(await source.read(5, 100)) == CONTENT[5:105]
+        finally:
+            await source.aclose()
+        assert [request.path for request in server.requests] == ["/blob", CONTENT_PATH]
+
+
+async def test_the_same_through_a_unix_socket(tmp_path):
+    async with range_server(CONTENT, unix_path=tmp_path / "s", faults=[names_its_content]) as server:
+        source = await open_source(server.url, QUICK)
+        try:
+            assert bytes(await source.read(5, 100)) == CONTENT[5:105]
+        finally:
+            await source.aclose()
+        assert [request.path for request in server.requests] == ["/blob", CONTENT_PATH]
+
+
+async def test_a_content_address_that_a_proxy_does_not_know_leads_back_to_the_name():
+    def unknown(request, answer):
+        names_its_content(request, answer)
+        if request.path == CONTENT_PATH:
+            answer.status, answer.body = 404, b""
+            answer.fields.clear()
+
+    async with range_server(CONTENT, faults=[unknown]) as server:
+        source = await open_source(server.url, QUICK)
+        try:
+            for offset in (5, 100_000):
+                assert bytes(await source.read(offset, 100)) == CONTENT[offset : offset + 100]
+        finally:
+            await source.aclose()
+        assert [request.path for request in server.requests] == ["/blob", CONTENT_PATH, "/blob", "/blob"]
+
+
+@pytest.mark.parametrize("elsewhere", ["http://127.0.0.1:1/x", "//127.0.0.1:1/x", "relative", ""])
+async def test_a_content_address_of_another_server_is_not_followed(elsewhere):
+    def tempts(_request, answer):
+        answer.fields["Content-Location"] = elsewhere
+
+    async with range_server(CONTENT, faults=[tempts]) as server:
+        source = await open_source(server.url, QUICK)
+        try:
+            assert bytes(await source.read(5, 100)) == CONTENT[5:105]
+        finally:
+            await source.aclose()
+        assert [request.path for request in server.requests] == ["/blob", "/blob"]

@@ -89,7 +89,8 @@ def test_bytes_that_changed_are_red_with_the_reason_and_the_span_that_failed(pag
     assert page.locator("#status-reason").text_content() == told["status"]["reason"]
     (device,) = told["devices"]
     shown = row(page, "app")
-    expect(shown.locator(".chip")).to_have_text("degraded")
+    expect(shown.locator(".chip")).to_have_text("ready")
+    expect(shown.locator(".health")).to_have_text("degraded")
     error = device["error"]
     assert shown.locator(".trouble").text_content() == f"{error['code']}: {error['detail']}"
     for label, name in (("Hit ratio", "hit_ratio"), ("Amplification", "amplification")):
@@ -117,7 +118,7 @@ def test_registries_are_shown_as_the_api_has_them_and_one_that_does_not_answer_i
     dead = f"127.0.0.1:{free_port()}"
     rows = page.locator("#upstream")
     for name in ("gone", "gone-too"):
-        gateway.register(name, {"source": {"image": f"{dead}/team/app:latest", "insecure": True}})
+        gateway.put(name, {"source": {"image": f"{dead}/team/app:latest", "insecure": True}})
     expect(rows.locator(f'tr[data-key="{dead}"] .chip')).to_have_text("not asked")
     told = shown_statistics(page)
     assert {each["registry"] for each in told["upstream"]} == {dead, registry.host}
@@ -128,3 +129,20 @@ def test_registries_are_shown_as_the_api_has_them_and_one_that_does_not_answer_i
         assert shown[:5] == [each["registry"], words, *counts]
     assert f"{dead} does not answer" in told["status"]["reason"]
     assert page.locator("#status-reason").text_content() == told["status"]["reason"]
+
+
+def test_a_registration_that_waits_says_for_what_and_until_when(page, gateway):
+    gateway.put("gone", {"source": {"image": f"127.0.0.1:{free_port()}/team/app:latest", "insecure": True}})
+    shown = row(page, "gone")
+    expect(shown.locator(".chip")).to_have_text("indexing")
+    expect(shown.locator("small")).to_contain_text("waiting after attempt")
+    (told,) = [each for each in shown_statistics(page)["devices"] if each["name"] == "gone"]
+    progress = told["progress"]
+    until = page.evaluate("at => new Date(at).toLocaleTimeString('en-GB')", progress["retry_at"])
+    assert (
+        shown.locator("small").text_content()
+        == f"waiting after attempt {progress['attempt']}, next at {until}"
+    )
+    error = progress["error"]
+    assert shown.locator(".trouble").text_content() == f"{error['code']}: {error['detail']}"
+    expect(shown.locator(".trouble")).to_have_attribute("data-tone", "warn")

@@ -122,10 +122,10 @@ async def test_each_request_is_a_line_and_of_device_reads_one_in_many(written, t
 async def test_a_failed_answer_names_its_request_and_the_log_has_it(written, tmp_path, images, monkeypatch):
     async with running(tmp_path, images) as gateway:
 
-        async def broken():
+        async def broken(**asked):
             raise RuntimeError("a defect")
 
-        monkeypatch.setattr(gateway.services.catalog, "all", broken)
+        monkeypatch.setattr(gateway.services.catalog, "page", broken)
         answer = await gateway.client.get("/v1/devices")
         assert answer.status_code == 500
         assert "defect" not in answer.text

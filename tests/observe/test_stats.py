@@ -7,7 +7,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.errors import BlobNotFound, RegistryUnreachable, StorageError
-from gateway.spans.store import Origin
+from gateway.recipes.records import Failure
+from gateway.recipes.states import Event
+from gateway.registry.breaker import Breaker
+from gateway.spans.tier import Origin
 from tests.support.inprocess import TOKENS, bearer, running, token_entries
 
 
@@ -32,7 +35,7 @@ async def read(gateway, name, start, stop):
 
 
 async def stats(gateway):
-    gateway.app.state.__dict__.get("_state", {}).pop("shared_stats", None)
+    gateway.worker.stats.forget()
     answer = await gateway.client.get("/v1/stats")
     assert answer.status_code == 200, answer.text
     return answer.json()
@@ -42,7 +45,7 @@ async def test_each_byte_counts_by_where_it_was_at_that_moment(gateway):
     await gateway.layer("base")
     await read(gateway, "base", 0, 1000)
     await read(gateway, "base", 500, 4000)
-    gateway.services.store.memory.drop()
+    await gateway.services.store.memory.drop()
     await read(gateway, "base", 0, 10)
     shown = await samples(gateway)
     sent = {
@@ -117,15 +120,18 @@ async def test_readahead_is_used_or_wasted(gateway):
     await gateway.layer("base")
     device = await gateway.services.shelf.get("base")
     store, (layer,) = gateway.services.store, [each for each in device.layers if each is not None]
+    await layer.open()
     futures = []
     for span in (1, 2, 3):
         store.prefetch(layer, span)
-        futures.append(store._flying[layer.key(span)])
+        futures.append(store.flights.find(layer.span_key(span)).future)
     await asyncio.wait(futures)
     assert store.peek(layer, 1) is not None
     assert store.peek(layer, 1) is not None
-    store.memory.drop()
-    await store.read(layer, 2)
+    await store.memory.drop()
+    flight = store.begin(layer, 2, ahead=False)
+    await flight.future
+    flight.release()
     shown = await samples(gateway)
     ahead = {
         outcome: shown["blockgate_readahead_spans_total", outcome]
@@ -164,7 +170,7 @@ async def test_statistics_are_of_what_was_read(gateway):
 
 
 async def test_many_who_ask_at_once_cost_one_look(gateway, monkeypatch):
-    observation = gateway.app.state.observation
+    observation = gateway.worker.observation
     looks = 0
     overview = observation.overview
 
@@ -179,19 +185,33 @@ async def test_many_who_ask_at_once_cost_one_look(gateway, monkeypatch):
     assert looks == 1
 
 
-@pytest.mark.parametrize(
-    ("state", "failure", "words"),
-    [
-        ("quarantined", "span_mismatch", "1 device quarantined (base)"),
-        ("degraded", "blob_not_found", "1 device degraded (base)"),
-    ],
-)
-async def test_a_device_in_trouble_is_trouble(gateway, state, failure, words):
+async def test_a_device_in_quarantine_is_trouble(gateway):
     await gateway.layer("base")
     record = await gateway.services.catalog.get("base")
-    await gateway.services.catalog.update(record, state=state)
+    failure = Failure("span_mismatch", "its supplied table is wrong")
+    assert await gateway.services.catalog.end(record, Event.REFUTED, failure)
     shown = await stats(gateway)
-    assert shown["status"] == {"level": "trouble", "reason": words}
+    assert shown["status"] == {"level": "trouble", "reason": "1 device quarantined (base)"}
+    (device,) = shown["devices"]
+    assert (device["state"], device["health"]) == ("quarantined", "ok")
+    assert device["error"] == {"code": "span_mismatch", "detail": "its supplied table is wrong"}
+
+
+async def test_a_device_whose_bytes_cannot_be_had_is_ready_and_degraded_until_they_can(gateway):
+    await gateway.layer("base")
+    (layer,) = (await gateway.services.shelf.get("base")).layers
+    layer.note(BlobNotFound("the registry has it no more"))
+    shown = await stats(gateway)
+    assert shown["status"] == {"level": "trouble", "reason": "1 device degraded (base)"}
+    (device,) = shown["devices"]
+    assert (device["state"], device["health"]) == ("ready", "degraded")
+    assert device["error"] == {"code": "blob_not_found", "detail": "the registry has it no more"}
+    assert (await samples(gateway))["blockgate_degraded_devices",] == 1
+    assert (await samples(gateway))["blockgate_devices", "ready"] == 1
+    layer.note(None)
+    shown = await stats(gateway)
+    assert (shown["status"]["level"], shown["devices"][0]["health"]) == ("ok", "ok")
+    assert (await samples(gateway))["blockgate_degraded_devices",] == 0
 
 
 async def test_a_registry_that_is_not_asked_is_trouble_and_counts_are_by_registry(gateway):
@@ -200,7 +220,11 @@ async def test_a_registry_that_is_not_asked_is_trouble_and_counts_are_by_registr
     upstream.request_finished("registry.test", "registry_overloaded", 0.01)
     upstream.retried("registry.test", "registry_overloaded")
     upstream.bytes_received("registry.test", 500)
-    upstream.breaker_changed("registry.test", "open")
+    breaker = Breaker("registry.test", clock=lambda: 0.0, observer=upstream)
+    upstream.breaker_made("registry.test", breaker)
+    for _ in range(5):
+        breaker.enter()
+        breaker.failed()
     shown = await stats(gateway)
     assert shown["status"] == {"level": "trouble", "reason": "registry.test does not answer"}
     (entry,) = shown["upstream"]
@@ -247,9 +271,9 @@ async def test_the_map_tells_reads_and_where_spans_are(gateway):
     await gateway.layer("base")
     await read(gateway, "base", 0, 10)
     await read(gateway, "base", 5, 6)
-    second = (await gateway.services.shelf.get("base")).layers[0].table.bounds(1)[0]
+    second = (await gateway.services.shelf.get("base")).layers[0].index.table.bounds(1)[0]
     await read(gateway, "base", second, second + 1)
-    gateway.services.store.memory.drop()
+    await gateway.services.store.memory.drop()
     await read(gateway, "base", 0, 10)
     answer = await gateway.client.get("/v1/devices/base/map")
     assert answer.status_code == 200
@@ -294,7 +318,10 @@ async def test_spans_that_cannot_be_had_show_as_failed_until_they_can(gateway, m
     assert entry["error"] == {"code": "registry_unreachable", "detail": "gone <b>for</b> now"}
     told = await stats(gateway)
     assert told["traffic"]["errors"] == 1
-    assert told["status"] == {"level": "trouble", "reason": "1 read failed in the last half minute"}
+    assert told["status"] == {
+        "level": "trouble",
+        "reason": "1 device degraded (base); 1 read failed in the last half minute",
+    }
     layer.source = source
     assert (await read(gateway, "base", 0, 10)).status_code == 206
     cells = (await gateway.client.get("/v1/devices/base/map")).json()["cells"]
@@ -399,10 +426,11 @@ async def test_a_catalog_that_does_not_answer_is_trouble_and_hides_nothing_else(
     await gateway.layer("base")
     await read(gateway, "base", 0, 100)
 
-    async def broken():
+    async def broken(**asked):
         raise StorageError("the catalog does not answer")
 
-    monkeypatch.setattr(gateway.services.catalog, "all", broken)
+    for question in ("counts", "page", "unfinished"):
+        monkeypatch.setattr(gateway.services.catalog, question, broken)
     shown = await stats(gateway)
     assert shown["status"] == {"level": "trouble", "reason": "the catalog does not answer"}
     assert (shown["traffic"]["requests"], shown["devices"]) == (1, [])
@@ -410,10 +438,10 @@ async def test_a_catalog_that_does_not_answer_is_trouble_and_hides_nothing_else(
 
 
 async def test_a_disk_cache_that_cannot_be_written_is_trouble(gateway):
-    disk = gateway.services.store.disk
-    disk.write_errors["ENOSPC"] += 2
+    disk = gateway.services.disk
+    disk.errors["ENOSPC"] += 2
     disk._bypass_until = float("inf")
     shown = await stats(gateway)
     assert shown["status"] == {"level": "trouble", "reason": "the disk cache cannot be written"}
-    assert shown["caches"]["disk_write_errors"] == 2
+    assert shown["caches"]["disk_errors"] == 2
     assert (await samples(gateway))["blockgate_cache_write_errors_total", "ENOSPC"] == 2

@@ -92,8 +92,8 @@ def test_the_wheel_has_both_packages_with_all_their_files_and_nothing_else(distr
 def test_what_is_no_code_is_packaged_too(distributions):
     with zipfile.ZipFile(distributions.wheel) as wheel:
         names = set(wheel.namelist())
-    assert "gateway/devices/migrations/script.py.mako" in names
-    assert any(name.startswith("gateway/devices/migrations/versions/0001") for name in names)
+    assert "gateway/catalog/migrations/script.py.mako" in names
+    assert any(name.startswith("gateway/catalog/migrations/versions/0") for name in names)
     assert any(name.startswith("gateway/api/dashboard/static/") and name.endswith(".html") for name in names)
     assert {"blockgate/py.typed", "gateway/py.typed", "nbd_client/py.typed"} <= names
 

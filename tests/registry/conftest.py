@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import asyncio
 import gzip
 import random
+import time
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -9,14 +11,47 @@ import pytest
 from blockgate.reader import Blob
 from gateway.registry.blob import MinimumRate
 from gateway.registry.client import Registries
+from gateway.registry.credentials import CredentialStore
 from gateway.registry.guard import AllowList
+from gateway.registry.observe import RegistryObserver, SilentObserver
 from gateway.registry.reference import Reference, parse_reference
-from gateway.registry.retry import RetryPolicy
+from gateway.registry.retry import Retrier, RetryBudget, RetryPolicy
 from gateway.registry.transport import Transport
 from tests.support.faketime import FakeTime
 from tests.support.faultregistry import FaultRegistry, StoredImage
 
 MakeRegistries = Callable[..., Registries]
+
+
+def build_registries(
+    *,
+    store: CredentialStore | None = None,
+    allowed: tuple[str, ...] = (),
+    transport: Transport | None = None,
+    policy: RetryPolicy | None = None,
+    minimum_rate: MinimumRate | None = None,
+    observer: RegistryObserver | None = None,
+    insecure_hosts: tuple[str, ...] = (),
+    mirrors: dict[str, list[str]] | None = None,
+    clock=time.monotonic,
+    sleep=asyncio.sleep,
+) -> Registries:
+    """Registries of plain parts, each of which a test may replace."""
+    return Registries(
+        store=store or CredentialStore(),
+        transport=transport or Transport(allowed=AllowList(allowed)),
+        retrier=Retrier(
+            policy or RetryPolicy(),
+            budget=RetryBudget(clock=clock),
+            observer=observer or SilentObserver(),
+            rng=random.Random(1),
+            clock=clock,
+            sleep=sleep,
+        ),
+        minimum_rate=minimum_rate or MinimumRate(),
+        insecure_hosts=insecure_hosts,
+        mirrors=mirrors or {},
+    )
 
 
 @pytest.fixture(scope="session")
@@ -46,13 +81,9 @@ async def make_registries(fake_time: FakeTime) -> AsyncIterator[MakeRegistries]:
     """Registries over plain http whose waits between attempts take no time. Storage on loopback is allowed."""
     made: list[Registries] = []
 
-    def make(*, allowed: tuple[str, ...] = ("127.0.0.1",), **options) -> Registries:
-        options.setdefault("policy", RetryPolicy())
-        options.setdefault("minimum_rate", MinimumRate())
-        options.setdefault("clock", fake_time.clock)
-        options.setdefault("sleep", fake_time.sleep)
-        options.setdefault("transport", Transport(allowed=AllowList(allowed)))
-        made.append(Registries(**options))
+    def make(**options) -> Registries:
+        defaults = {"allowed": ("127.0.0.1",), "clock": fake_time.clock, "sleep": fake_time.sleep}
+        made.append(build_registries(**defaults | options))
         return made[-1]
 
     yield make

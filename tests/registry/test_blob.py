@@ -231,6 +231,9 @@ class Counts:
     def retried(self, host, reason):
         self.retries.append(reason)
 
+    def breaker_made(self, host, breaker):
+        pass
+
     def breaker_changed(self, host, state):
         self.states.append(state)
 

@@ -15,10 +15,10 @@ from gateway.errors import (
     PlatformNotFound,
     RegistryUnreachable,
 )
+from gateway.registry.client import ImageSources
 from gateway.registry.layout import LayoutSource
 from gateway.registry.reference import parse_reference
 from gateway.registry.retry import RetryPolicy
-from gateway.registry.sources import ImageSources
 from tests.support import faultregistry as faults
 
 

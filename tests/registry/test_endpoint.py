@@ -15,6 +15,8 @@ from gateway.registry.breaker import Breaker
 from gateway.registry.challenge import Challenge
 from gateway.registry.credentials import CredentialStore
 from gateway.registry.endpoint import Endpoint, Place, lifetime_seconds
+from gateway.registry.guard import AllowList
+from gateway.registry.observe import SilentObserver
 from gateway.registry.transport import Transport, origin_of
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -54,13 +56,19 @@ def test_any_query_has_some_lifetime(query):
 
 @pytest.fixture
 def authenticator():
-    return Authenticator(origin_of(BASE), "registry.example", transport=Transport(), store=CredentialStore())
+    return Authenticator(
+        origin_of(BASE), "registry.example", transport=Transport(allowed=AllowList()), store=CredentialStore()
+    )
 
 
 @pytest.fixture
 def endpoint(authenticator):
     return Endpoint(
-        BASE, "registry.example", transport=Transport(), authenticator=authenticator, breaker=Breaker()
+        BASE,
+        "registry.example",
+        transport=Transport(allowed=AllowList()),
+        authenticator=authenticator,
+        breaker=Breaker("registry.example", observer=SilentObserver()),
     )
 
 

@@ -10,10 +10,10 @@ import pytest
 
 from gateway.errors import UpstreamError
 from gateway.registry.blob import MinimumRate
-from gateway.registry.client import Registries
 from gateway.registry.reference import parse_reference
-from gateway.registry.retry import Retrier, RetryPolicy
+from gateway.registry.retry import RetryPolicy
 from gateway.registry.source import Descriptor
+from tests.registry.conftest import build_registries
 
 OK = b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-9/100\r\n"
 ANSWERS = {
@@ -70,7 +70,7 @@ async def answering(answer: bytes):
 
 
 async def read_ten_bytes(answer: bytes) -> bytes:
-    registries = Registries(
+    registries = build_registries(
         policy=RetryPolicy(attempts=1, stream_attempts=1), minimum_rate=MinimumRate(window_seconds=5)
     )
     try:
@@ -102,5 +102,5 @@ async def test_random_damage_to_a_good_answer_gives_an_error_or_ten_bytes():
 
 
 def test_the_retry_loop_has_defaults_that_fit_the_deadline():
-    policy = Retrier().policy
+    policy = RetryPolicy()
     assert policy.attempt_seconds * 2 <= policy.deadline_seconds

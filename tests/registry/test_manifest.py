@@ -13,11 +13,14 @@ from gateway.registry.manifest import (
     Manifest,
     choose_entry,
     digest_of,
+    document_text,
     parse_config,
     parse_manifest,
     verify_digest,
 )
 from gateway.registry.platform import parse_platform
+from gateway.registry.resolve import resolve_image
+from gateway.registry.source import Descriptor
 
 D = "sha256:" + "ab" * 32
 CONFIG = {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": D, "size": 10}
@@ -153,3 +156,55 @@ def test_any_json_is_a_document_or_an_invalid_manifest(document):
         assert isinstance(parse_manifest(body, "", "x"), Manifest | Index)
     with contextlib.suppress(InvalidManifest):
         parse_config(body, "x")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (rb'"\ud800"', "�"),
+        (rb'"A=\uDFFF!"', "A=�!"),
+        (rb'"\ud83d\ude00"', "😀"),
+        (rb'"\ude00\ud83d\ude00\ud83d"', "�😀�"),
+        (rb'"\\ud800"', r"\ud800"),
+        (rb'"\\\ud800"', "\\�"),
+        (rb'"\u00e9\n\"\ud800\""', 'é\n"�"'),
+        (b'"\xed\xa0\x80"', "���"),
+        ('"\ud800é"'.encode("utf-16-le", "surrogatepass"), "�é"),
+        ("﻿{}".encode(), {}),
+    ],
+)
+def test_half_of_a_surrogate_pair_becomes_a_replacement_character(text, value):
+    assert json.loads(document_text(text)) == value
+
+
+@given(
+    st.recursive(
+        st.text() | st.text(st.characters(categories=["Cs"])), lambda inner: st.dictionaries(st.text(), inner)
+    )
+)
+def test_whatever_is_kept_of_a_document_can_be_written_as_utf_8(document):
+    text = document_text(json.dumps(document).encode())
+    json.dumps(json.loads(text), ensure_ascii=False).encode()
+
+
+class Documents:
+    """A store of one configuration."""
+
+    def __init__(self, config: bytes) -> None:
+        self._config = config
+
+    async def manifest(self, descriptor):
+        raise AssertionError("the root is the manifest")
+
+    async def config(self, descriptor):
+        return self._config
+
+
+async def test_an_image_keeps_a_configuration_that_can_be_shown():
+    config = rb'{"rootfs": {"diff_ids": []}, "config": {"Env": ["A=\ud800"], "Labels": {"\udc00": "x"}}}'
+    root = Manifest(Descriptor(str(CONFIG["mediaType"]), D, len(config)), ())
+    image = await resolve_image(
+        Documents(config), root, D, reference="host/repo", wanted=parse_platform("linux/amd64")
+    )
+    assert json.loads(image.config)["config"] == {"Env": ["A=�"], "Labels": {"�": "x"}}
+    json.dumps(json.loads(image.config), ensure_ascii=False).encode()

@@ -9,10 +9,10 @@ import random
 import pytest
 
 from gateway.errors import BlobNotFound, ImageNotFound, RegistryProtocolError, RegistryUnauthorized
-from gateway.registry.client import Registries
 from gateway.registry.credentials import CredentialStore
 from gateway.registry.reference import parse_reference
 from gateway.registry.source import Descriptor
+from tests.registry.conftest import build_registries
 from tests.support.dockerregistry import docker_registry
 from tests.support.ocilayout import OciLayout, digest_of, gzip_layer
 
@@ -35,7 +35,7 @@ def real(request, tmp_path):
 
 @pytest.fixture
 async def source(real):
-    registries = Registries(store=CredentialStore([real.auth_file]))
+    registries = build_registries(store=CredentialStore([real.auth_file]))
     yield registries.source(insecure=True)
     await registries.aclose()
 
@@ -71,7 +71,7 @@ async def test_what_is_not_there_has_its_error(real, source):
 
 
 async def test_without_credentials_a_closed_registry_says_so(real):
-    registries = Registries()
+    registries = build_registries()
     resolving = registries.source(insecure=True).resolve(
         parse_reference(f"{real.host}/team/app:1.0"), "linux/amd64"
     )

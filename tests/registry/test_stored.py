@@ -41,10 +41,6 @@ def test_the_file_is_this_accounts_alone_and_nothing_is_left_beside_it(file):
     stored.put("a", ENTRY)
     assert file.stat().st_mode & 0o777 == 0o600
     assert sorted(path.name for path in file.parent.iterdir()) == ["credentials.json", "credentials.lock"]
-    left = file.with_name("credentials.json.1234.tmp")
-    left.touch()
-    stored.sweep()
-    assert not left.exists()
 
 
 def test_two_writers_lose_nothing_of_each_other(file):

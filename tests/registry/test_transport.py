@@ -88,7 +88,7 @@ async def test_a_body_beyond_its_limit_is_left_at_once(registry, transport):
 
 
 async def test_the_two_pools_share_no_connection(registry):
-    transport = Transport()
+    transport = Transport(allowed=AllowList())
     answer = await transport.open("GET", url(registry, "/v2/"), trusted=True)
     await answer.discard()
     for host in (registry.host, registry.host.replace("127.0.0.1", "localhost")):
@@ -102,7 +102,7 @@ async def test_the_two_pools_share_no_connection(registry):
     "host", ["2130706433", "0x7f000001", "127.1", "0x7f.1", "127.0.0.1.", "[::ffff:127.0.0.1]"]
 )
 async def test_odd_spellings_of_loopback_are_refused(registry, host):
-    transport = Transport()
+    transport = Transport(allowed=AllowList())
     port = registry.host.rpartition(":")[2]
     with pytest.raises((AddressRefused, RegistryProtocolError)):
         await transport.open("GET", httpx.URL(f"http://{host}:{port}/v2/"), trusted=False)

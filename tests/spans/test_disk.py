@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
+import shutil
 import threading
 from itertools import pairwise
 
@@ -12,12 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.layers.key import LayerKey, SpanKey
 from gateway.spans import disk as module
-from gateway.spans.disk import DiskTier
-from gateway.spans.memory import SpanKey
+from gateway.spans.disk import SpanFiles
 
 BLOB = "sha256:" + "ab" * 32
-KEY = SpanKey(BLOB, "gzip-1-v1", 7)
+LAYER, OTHER = LayerKey(BLOB, "gzip-1-v2"), LayerKey(BLOB, "gzip-2-v2")
+KEY = SpanKey(*LAYER, 7)
 DATA = b"some decoded bytes" * 50
 DIGEST = hashlib.sha256(DATA).digest()
 HEADER_BYTES = 80
@@ -46,7 +49,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def tier(tmp_path):
-    return DiskTier(tmp_path / "cache", 1 << 20)
+    return SpanFiles(tmp_path / "cache", 1 << 20)
 
 
 def files(tier):
@@ -64,8 +67,8 @@ def test_what_was_written_is_read(tier):
     assert tier.read(KEY, DIGEST) is None
     assert tier.write(KEY, DATA, DIGEST)
     assert tier.read(KEY, DIGEST) == DATA
-    assert tier.spans_of(BLOB, "gzip-1-v1") == {7}
-    assert tier.spans_of(BLOB, "gzip-2-v1") == set()
+    assert tier.held(LAYER) == {7}
+    assert tier.held(OTHER) == set()
     assert tier.used_bytes == len(DATA) + HEADER_BYTES == tier.measure()
 
 
@@ -79,13 +82,13 @@ def test_memoryviews_and_empty_spans_are_written_too(tier):
 
 def test_another_process_finds_what_was_written(tier):
     tier.write(KEY, DATA, DIGEST)
-    assert DiskTier(tier.folder, 1 << 20).read(KEY, DIGEST) == DATA
+    assert SpanFiles(tier.folder, 1 << 20).read(KEY, DIGEST) == DATA
 
 
 @settings(max_examples=60, deadline=None)
 @given(at=st.integers(0, len(DATA) + HEADER_BYTES - 1), bit=st.integers(0, 7))
 def test_a_flipped_bit_anywhere_makes_a_miss_and_removes_the_file(tmp_path_factory, at, bit):
-    tier = DiskTier(tmp_path_factory.mktemp("cache"), 1 << 20)
+    tier = SpanFiles(tmp_path_factory.mktemp("cache"), 1 << 20)
     tier.write(KEY, DATA, DIGEST)
     (path,) = files(tier)
     content = bytearray(path.read_bytes())
@@ -114,8 +117,8 @@ def test_a_file_with_bytes_behind_it_is_a_miss(tier):
 
 @pytest.mark.parametrize(
     "other",
-    [KEY._replace(span=8), KEY._replace(index_id="gzip-2-v1"), KEY._replace(blob="sha256:" + "cd" * 32)],
-    ids=["span", "index", "blob"],
+    [KEY._replace(span=8), KEY._replace(cut=OTHER.cut), KEY._replace(blob="sha256:" + "cd" * 32)],
+    ids=["span", "cut", "blob"],
 )
 def test_a_file_of_another_key_in_its_place_is_a_miss(tier, other):
     tier.write(KEY, DATA, DIGEST)
@@ -150,7 +153,7 @@ def test_a_folder_in_the_place_of_a_file_is_a_miss(tier):
 def test_a_write_that_fails_is_counted_and_leaves_nothing(tier, monkeypatch, number):
     fail_writes(monkeypatch, number)
     assert not tier.write(KEY, DATA, DIGEST)
-    assert tier.write_errors == {errno.errorcode[number]: 1}
+    assert tier.errors == {errno.errorcode[number]: 1}
     assert tier.bypassed
     assert files(tier) == []
 
@@ -159,7 +162,7 @@ def test_a_write_that_is_cut_short_counts_as_a_full_disk(tier, monkeypatch):
     whole = os.writev
     monkeypatch.setattr(os, "writev", lambda fd, pieces: whole(fd, [pieces[0]]))
     assert not tier.write(KEY, DATA, DIGEST)
-    assert tier.write_errors == {"ENOSPC": 1}
+    assert tier.errors == {"ENOSPC": 1}
     assert files(tier) == []
 
 
@@ -210,14 +213,14 @@ def test_writes_that_fail_together_count_as_one_reason_to_pause(tier, monkeypatc
         thread.start()
     for thread in threads:
         thread.join()
-    assert tier.write_errors == {"ENOSPC": 8}
+    assert tier.errors == {"ENOSPC": 8}
     clock.now += 1
     assert not tier.bypassed
 
 
 def test_a_cache_folder_that_cannot_be_made_leaves_the_store_without_a_disk(tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    tier = DiskTier(tmp_path / "file" / "cache", 1 << 20)
+    tier = SpanFiles(tmp_path / "file" / "cache", 1 << 20)
     assert tier.read(KEY, DIGEST) is None
     assert not tier.write(KEY, DATA, DIGEST)
     assert tier.bypassed
@@ -245,14 +248,14 @@ def test_a_write_is_counted_once_at_every_moment(tier, monkeypatch):
 
 
 def test_a_span_larger_than_the_budget_is_not_written(tmp_path):
-    tier = DiskTier(tmp_path, len(DATA) + HEADER_BYTES - 1)
+    tier = SpanFiles(tmp_path, len(DATA) + HEADER_BYTES - 1)
     assert not tier.write(KEY, DATA, DIGEST)
     assert files(tier) == []
 
 
 def test_the_longest_unused_are_evicted_first(tmp_path):
     each = len(DATA) + HEADER_BYTES
-    tier = DiskTier(tmp_path, 4 * each, 2 * each)
+    tier = SpanFiles(tmp_path, 4 * each, 2 * each)
     keys = [KEY._replace(span=i) for i in range(5)]
     for age, key in enumerate(keys[:4]):
         tier.write(key, DATA, DIGEST)
@@ -260,7 +263,7 @@ def test_the_longest_unused_are_evicted_first(tmp_path):
     # A hit makes the oldest one the youngest.
     assert tier.read(keys[0], DIGEST) == DATA
     tier.write(keys[4], DATA, DIGEST)
-    assert tier.spans_of(BLOB, "gzip-1-v1") == {0, 4}
+    assert tier.held(LAYER) == {0, 4}
     assert tier.evicted == 3
     assert tier.measure() == 2 * each
 
@@ -268,29 +271,19 @@ def test_the_longest_unused_are_evicted_first(tmp_path):
 def test_several_sharers_stay_below_the_budget_together(tmp_path):
     each = len(DATA) + HEADER_BYTES
     budget = 64 * each
-    tiers = [DiskTier(tmp_path, budget, sharers=4) for _ in range(4)]
+    tiers = [SpanFiles(tmp_path, budget, sharers=4) for _ in range(4)]
     for number in range(400):
         tiers[number % 4 if number % 3 else 0].write(KEY._replace(span=number), DATA, DIGEST)
         assert sum(path.stat().st_size for path in files(tiers[0])) <= budget
 
 
-def test_drop_removes_one_index_or_everything(tier):
-    other = KEY._replace(index_id="gzip-2-v1")
+def test_drop_removes_everything(tier):
     tier.write(KEY, DATA, DIGEST)
-    tier.write(other, DATA, DIGEST)
-    assert tier.drop(BLOB, "gzip-1-v1") == len(DATA) + HEADER_BYTES
+    tier.write(KEY._replace(cut=OTHER.cut), DATA, DIGEST)
+    assert tier.drop() == 2 * (len(DATA) + HEADER_BYTES)
     assert tier.read(KEY, DIGEST) is None
-    assert tier.read(other, DIGEST) == DATA
-    assert tier.drop() == len(DATA) + HEADER_BYTES
     assert files(tier) == []
     assert tier.used_bytes == 0
-
-
-def test_sweep_removes_what_a_killed_process_left(tier):
-    tier.write(KEY, DATA, DIGEST)
-    tier._path(KEY).with_name("00000001.span.77.1.tmp").write_bytes(b"half")
-    assert tier.sweep() == 1
-    assert files(tier) == [tier._path(KEY)]
 
 
 def test_a_span_that_was_read_just_now_is_not_touched_again(tier):
@@ -310,3 +303,51 @@ def test_a_file_that_cannot_be_read_is_a_miss_and_stays(tier, monkeypatch):
         broken.setattr(os, "fstat", fstat)
         assert tier.read(KEY, DIGEST) is None
     assert tier.read(KEY, DIGEST) == DATA
+
+
+def test_a_folder_that_somebody_emptied_is_made_again(tmp_path):
+    each = len(DATA) + HEADER_BYTES
+    tier = SpanFiles(tmp_path / "cache", 2 * each)
+    for number in range(5):
+        shutil.rmtree(tier.folder)
+        assert tier.write(KEY._replace(span=number), DATA, DIGEST)
+        assert tier.held(LAYER) == {number}
+    assert not tier.errors
+
+
+def test_a_process_that_hangs_as_it_evicts_holds_up_nobody(tmp_path):
+    """Reads share the threads on which writes would wait."""
+    each = len(DATA) + HEADER_BYTES
+    tier = SpanFiles(tmp_path, 2 * each)
+    for number in range(2):
+        tier.write(KEY._replace(span=number), DATA, DIGEST)
+    with (tmp_path / "evict.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert not tier.write(KEY._replace(span=2), DATA, DIGEST)
+    assert not tier.errors
+    assert not tier.bypassed
+    assert tier.write(KEY._replace(span=2), DATA, DIGEST)
+
+
+def test_what_is_written_while_all_is_dropped_is_counted(tier, monkeypatch):
+    tier.write(KEY._replace(span=8), DATA, DIGEST)
+    looks, threads = [], []
+    look = tier._files
+
+    def look_and_let_somebody_write():
+        found = look()
+        looks.append(len(found))
+        if looks == [1, 0]:  # all is removed, and is being measured
+            thread = threading.Thread(target=tier.write, args=(KEY, DATA, DIGEST))
+            thread.start()
+            threads.append(thread)
+            thread.join(0.2)
+        return found
+
+    with monkeypatch.context() as slow:
+        slow.setattr(tier, "_files", look_and_let_somebody_write)
+        tier.drop()
+        for thread in threads:
+            thread.join()
+    assert threads
+    assert tier.used_bytes == len(DATA) + HEADER_BYTES == tier.measure()

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import fcntl
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from gateway.spans.locks import NoLocks, SpanLocks
-from gateway.spans.memory import SpanKey
+from gateway.layers.key import SpanKey
+from gateway.spans.disk import DiskTier, SpanFiles
+from gateway.spans.locks import SpanLocks
 
-KEY = SpanKey("sha256:aa", "gzip-1-v1", 3)
+KEY = SpanKey("sha256:aa", "gzip-1-v2", 3)
 HOLDER = """
 import asyncio, sys
 from pathlib import Path
+from gateway.layers.key import SpanKey
 from gateway.spans.locks import SpanLocks
-from gateway.spans.memory import SpanKey
 
 async def main():
     locks = SpanLocks(Path(sys.argv[1]))
-    async with locks.hold(SpanKey("sha256:aa", "gzip-1-v1", 3)) as waited:
+    async with locks.hold(SpanKey("sha256:aa", "gzip-1-v2", 3)) as waited:
         print("held", waited, flush=True)
         sys.stdin.readline()
     print("released", flush=True)
@@ -127,8 +131,29 @@ async def test_closing_another_description_of_the_file_releases_nothing(locks, t
         third.close()
 
 
-async def test_a_single_process_excludes_nobody():
-    locks, key = NoLocks(), SpanKey("sha256:a", "gzip", 0)
-    async with locks.hold(key) as first, locks.hold(key) as second:
-        assert (first, second) == (False, False)
-    locks.close()
+async def test_a_single_process_needs_no_locks(tmp_path):
+    with ThreadPoolExecutor(1) as executor:
+        tier = DiskTier(SpanFiles(tmp_path, 1 << 20), None, executor)
+        async with asyncio.timeout(5), tier.alone(KEY) as first, tier.alone(KEY) as second:
+            # Nobody else can have written the span since it was missed.
+            assert (first, second) == (False, False)
+
+
+async def test_who_holds_the_lock_of_a_shared_folder_looks_there_once_more(tmp_path, locks):
+    with ThreadPoolExecutor(1) as executor:
+        tier = DiskTier(SpanFiles(tmp_path, 1 << 20), locks, executor)
+        other = SpanLocks(tmp_path / "locks")
+        async with tier.alone(KEY) as look_again:
+            assert look_again
+            assert not await is_free(other)
+        assert await is_free(other)
+        other.close()
+
+
+async def test_a_kernel_without_a_lock_to_give_costs_no_read(locks, monkeypatch):
+    def fail(*_args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "fcntl", fail)
+    async with asyncio.timeout(5), locks.hold(KEY) as waited:
+        assert waited is False

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from gateway.spans.memory import MemoryTier, SpanKey
+from gateway.layers.key import LayerKey, SpanKey
+from gateway.spans.memory import MemoryTier
 
 HIGH, LOW = 100, 60
 KEYS = st.builds(SpanKey, st.sampled_from("ab"), st.sampled_from("xy"), st.integers(0, 5))
@@ -20,6 +23,9 @@ class MemoryMachine(RuleBasedStateMachine):
         self.tier = MemoryTier(HIGH, LOW)
         self.model: list[tuple[SpanKey, bytes]] = []
         self.evicted = 0
+        self.gone: list[SpanKey] = []
+        self.heard: list[SpanKey] = []
+        self.tier.on_evict = self.heard.append
 
     def without(self, key):
         return [entry for entry in self.model if entry[0] != key]
@@ -27,38 +33,39 @@ class MemoryMachine(RuleBasedStateMachine):
     @rule(key=KEYS, length=st.integers(0, HIGH + 5))
     def put(self, key, length):
         data = bytes(length)
-        self.tier.put(key, data)
+        self.tier.keep(key, data)
         if length > HIGH:
             return
         self.model = [*self.without(key), (key, data)]
         if sum(len(d) for _, d in self.model) > HIGH:
             while sum(len(d) for _, d in self.model) > LOW:
-                self.model.pop(0)
+                self.gone.append(self.model.pop(0)[0])
                 self.evicted += 1
 
     @rule(key=KEYS)
     def get(self, key):
         held = dict(self.model).get(key)
-        assert self.tier.get(key) == held
+        assert self.tier.peek(key) == held
         assert (key in self.tier) == (held is not None)
         if held is not None:
             self.model = [*self.without(key), (key, held)]
 
-    @rule(blob=st.sampled_from([None, "a", "b"]), index=st.sampled_from([None, "x", "y"]))
-    def drop(self, blob, index):
-        gone = [e for e in self.model if blob in (None, e[0].blob) and index in (None, e[0].index_id)]
-        assert self.tier.drop(blob, index) == sum(len(d) for _, d in gone)
-        self.model = [e for e in self.model if e not in gone]
+    @rule()
+    def drop(self):
+        assert asyncio.run(self.tier.drop()) == sum(len(d) for _, d in self.model)
+        self.gone += [key for key, _ in self.model]
+        self.model = []
 
     @invariant()
     def holds_what_the_model_holds(self):
         assert len(self.tier) == len(self.model)
         assert self.tier.used_bytes == sum(len(d) for _, d in self.model) <= HIGH
         assert self.tier.evicted == self.evicted
+        assert self.heard == self.gone
         for blob in "ab":
             for index in "xy":
-                held = {k.span for k, _ in self.model if (k.blob, k.index_id) == (blob, index)}
-                assert self.tier.spans_of(blob, index) == held
+                held = {k.span for k, _ in self.model if (k.blob, k.cut) == (blob, index)}
+                assert self.tier.held(LayerKey(blob, index)) == held
 
 
 MemoryMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
@@ -71,13 +78,13 @@ def test_the_low_watermark_is_nine_tenths_of_the_budget():
 
 def test_a_span_larger_than_the_budget_is_not_held_and_displaces_nothing():
     tier = MemoryTier(10)
-    tier.put(SpanKey("a", "x", 0), b"12345")
-    tier.put(SpanKey("a", "x", 1), bytes(11))
+    tier.keep(SpanKey("a", "x", 0), b"12345")
+    tier.keep(SpanKey("a", "x", 1), bytes(11))
     assert len(tier) == 1
-    assert tier.get(SpanKey("a", "x", 0)) == b"12345"
+    assert tier.peek(SpanKey("a", "x", 0)) == b"12345"
 
 
 def test_a_tier_without_room_holds_nothing():
     tier = MemoryTier(0)
-    tier.put(SpanKey("a", "x", 0), b"1")
+    tier.keep(SpanKey("a", "x", 0), b"1")
     assert (len(tier), tier.used_bytes) == (0, 0)

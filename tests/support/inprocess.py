@@ -23,6 +23,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from gateway.api.app import create_app
+from gateway.api.worker import Worker
 from gateway.config import Settings
 from gateway.datafolder import DataFolder
 from gateway.registry import transport
@@ -86,9 +87,13 @@ class Gateway:
     images: str
 
     @property
+    def worker(self) -> Worker:
+        worker: Worker = self.app.state.worker
+        return worker
+
+    @property
     def services(self) -> Services:
-        services: Services = self.app.state.services
-        return services
+        return self.worker.services
 
     def body(self, tag: str = "image", **fields: Any) -> dict[str, Any]:
         """A registration of one of the images."""

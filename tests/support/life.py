@@ -318,11 +318,14 @@ def to_manifests(request: Request) -> bool:
 class Trickle:
     """Passes over these blobs arrive so slowly that they never end while this lasts; ranges come at once.
 
+    With ``ranges`` they are slow too, as the rest of a pass may be asked for by one.
+
     ``sent_bytes`` counts what was sent, ``running`` the transfers whose connection is still open.
     """
 
-    def __init__(self, registry: FaultRegistry, blobs: Iterable[str]) -> None:
+    def __init__(self, registry: FaultRegistry, blobs: Iterable[str], *, ranges: bool = False) -> None:
         self._registry = registry
+        self._ranges = ranges
         self._blobs = frozenset(blobs)
         self._transfers: list[tuple[Reply, asyncio.Task[Any] | None]] = []
         self.sent_bytes = 0
@@ -345,7 +348,7 @@ class Trickle:
             reply.piece_seconds = 0.0
 
     def _matches(self, request: Request) -> bool:
-        whole = request.range is None or _WHOLE_BLOB.fullmatch(request.range) is not None
+        whole = self._ranges or request.range is None or _WHOLE_BLOB.fullmatch(request.range) is not None
         return whole and request.method == "GET" and any(blob in request.path for blob in self._blobs)
 
     def _slow(self, request: Request, reply: Reply) -> None:

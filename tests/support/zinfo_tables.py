@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gateway.gzran import zinfo
+from gateway.gzran.backends import Buffer
 from gateway.gzran.checkpoints import CheckpointBuilder, Totals
+from gateway.gzran.inflate import _prefix
 
 
 @dataclass
@@ -47,3 +49,15 @@ def build(blob, span_size=1 << 20, *, chunk=1 << 16, expected=None):
         assert not points or points[-1].out_offset <= len(output)
     totals = builder.finish()
     return Built(bytes(output), points, windows, totals)
+
+
+def output_range(table: zinfo.ZinfoTable, index: int, uncompressed_size: int) -> tuple[int, int]:
+    """Bytes of the uncompressed layer that span ``index`` holds; empty between equal ``out`` values."""
+    following = index + 1
+    end = table.out_offsets[following] if following < len(table) else uncompressed_size
+    return table.out_offsets[index], end
+
+
+def byte_aligned(compressed: Buffer, bits: int) -> bytes:
+    """``compressed`` as a stream that any raw inflate reads from its first byte on (copies it)."""
+    return _prefix(bits, compressed[0]) + bytes(compressed[1:]) if bits else bytes(compressed)

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from tests.support import gzips
 from tests.support.faultregistry import FaultRegistry
 from tests.support.gateway import Gateway
 from tests.support.life import (
@@ -105,3 +106,13 @@ def test_a_tar_has_its_exact_length(gateway: Gateway, registry: FaultRegistry) -
     answer = gateway.http.get("/v1/devices/odd/data")
     assert answer.headers["content-length"] == str(len(odd))
     assert answer.content == odd
+
+
+def test_a_raw_device_is_the_blob_with_its_exact_length(gateway: Gateway, registry: FaultRegistry) -> None:
+    image = small_image(registry, "team/app")
+    blob = gzips.member(image.tars[0])
+    assert len(blob) % 512
+    device = gateway.register("raw", image.spec(layout="raw", layer={"index": 0}))
+    assert (device["state"], device["size"]) == ("ready", len(blob)), device
+    answer = gateway.http.get("/v1/devices/raw/data")
+    assert answer.content == blob

@@ -92,7 +92,7 @@ function render(stats) {
   renderCharts(stats.series, stats.bytes);
   renderUpstream(stats.upstream);
   renderCaches(stats.caches, stats.bytes);
-  devices.update(stats.devices);
+  devices.update(stats.devices, stats.devices_total);
   renderNodes(stats.nodes, new Date(stats.generated_at));
   renderEvents(stats.events);
 }
@@ -174,7 +174,7 @@ function renderCaches(caches, sent) {
   show("amplification", ratio(sent.amplification), sent.amplification);
   const notes = [];
   if (caches.disk_bypassed) notes.push("disk cannot be written");
-  else if (caches.disk_write_errors) notes.push(`${whole(caches.disk_write_errors)} disk errors`);
+  else if (caches.disk_errors) notes.push(`${whole(caches.disk_errors)} disk errors`);
   if (caches.evictions) notes.push(`${whole(caches.evictions)} evicted`);
   show("cache-note", notes.join(", "));
 }

@@ -2,12 +2,14 @@
 
 import { call, devicePath } from "./api.js";
 import { element, hide, keyed, show } from "./dom.js";
-import { bytes, percent, ratio } from "./format.js";
+import { bytes, clock, percent, ratio, whole } from "./format.js";
 import { DeviceMap } from "./map.js";
 
-const TONES = { ready: "good", indexing: "warn", degraded: "warn", failed: "bad", quarantined: "bad" };
-const SERVING = new Set(["ready", "degraded"]);
+const TONES = { ready: "good", indexing: "warn", failed: "bad", quarantined: "bad" };
 const MAP_MILLISECONDS = 3000;
+
+const phase = ({ phase, done, total }) => (total ? `${phase} ${bytes(done)} of ${bytes(total)}` : phase);
+const waiting = ({ attempt, retry_at }) => `waiting after attempt ${attempt}${retry_at ? `, next at ${clock(new Date(retry_at))}` : ""}`;
 
 export class Devices {
   constructor(table, onDelete) {
@@ -29,8 +31,10 @@ export class Devices {
     }, MAP_MILLISECONDS);
   }
 
-  update(devices) {
+  update(devices, total) {
     hide("devices-empty", devices.length > 0);
+    hide("devices-more", total <= devices.length);
+    show("devices-more", `The first ${whole(devices.length)} of ${whole(total)} devices by name. GET /v1/devices has all of them.`);
     this.table.hidden = devices.length === 0;
     keyed(
       this.table,
@@ -58,6 +62,7 @@ export class Devices {
       leaving: false,
       image: element("div", { class: "mono" }),
       chip: element("span", { class: "chip" }),
+      health: element("span", { class: "health" }),
       note: element("small"),
       bar: element("i"),
       size: cell("Size"),
@@ -76,7 +81,7 @@ export class Devices {
         "tr",
         {},
         element("td", {}, element("div", { class: "name", text: device.name }), row.image),
-        element("td", {}, element("div", { class: "state" }, row.chip, row.note, row.meter)),
+        element("td", {}, element("div", { class: "state" }, row.chip, row.health, row.note, row.meter)),
         row.size,
         row.served,
         row.hits,
@@ -91,18 +96,23 @@ export class Devices {
   }
 
   fill(row, device) {
-    row.serving = SERVING.has(device.state);
+    row.serving = device.state === "ready";
     show(row.image, device.image);
     show(row.chip, device.state);
     row.chip.dataset.tone = TONES[device.state] ?? "";
+    show(row.health, device.health);
+    row.health.hidden = device.health === "ok";
     show(row.size, device.size === null ? "–" : bytes(device.size), device.size);
     show(row.served, bytes(device.served_bytes), device.served_bytes);
     show(row.hits, percent(device.hit_ratio), device.hit_ratio);
     show(row.amplification, ratio(device.amplification), device.amplification);
     this.progress(row, device);
-    const trouble = device.error ? `${device.error.code}: ${device.error.detail}` : "";
+    const error = device.error ?? device.progress?.error;
+    const trouble = error ? `${error.code}: ${error.detail}` : "";
     show(row.trouble, trouble);
     row.trouble.hidden = !trouble;
+    // What may pass by itself is less than what was given up.
+    row.trouble.dataset.tone = row.serving || device.state === "indexing" ? "warn" : "bad";
     row.map.node.hidden = !row.serving;
     row.more.hidden = !trouble && !row.serving;
   }
@@ -117,7 +127,7 @@ export class Devices {
     }
     row.note.hidden = false;
     const share = progress.total ? progress.done / progress.total : 0;
-    show(row.note, progress.total ? `${progress.phase} ${bytes(progress.done)} of ${bytes(progress.total)}` : progress.phase);
+    show(row.note, progress.phase === "waiting" ? waiting(progress) : phase(progress));
     row.bar.style.width = `${(share * 100).toFixed(1)}%`;
     row.meter.setAttribute("aria-valuenow", Math.round(share * 100));
   }

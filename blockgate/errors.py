@@ -20,7 +20,7 @@ class BlockgateError(Exception):
     """Root of the tree. ``str(error)`` is for people; ``code`` is for programs."""
 
     code: ClassVar[str] = "internal"
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
 
     def __init__(self, detail: str, *, retry_after_seconds: float | None = None) -> None:
         super().__init__(detail)

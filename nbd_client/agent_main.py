@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from blockgate.environment import gateway_token
 from nbd_client.agent import Agent
 from nbd_client.control import DEFAULT_RUN_DIR, serve_control, socket_path
-from nbd_client.environment import configured, gateway_token
+from nbd_client.environment import configured
 from nbd_client.errors import BlockgateError, KernelUnsupported
 from nbd_client.kernel.attach import Attachment, KernelAttachment
 from nbd_client.kernel.ioctl import IoctlAttachment

@@ -5,33 +5,18 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from blockgate.calls import GatewayWaits
+from blockgate.environment import DEFAULT_URL, gateway_token
 from nbd_client.control import DEFAULT_RUN_DIR, ask, ensure_agent, running
-from nbd_client.environment import gateway_token
 from nbd_client.errors import BlockgateError, InvalidOption, UsageError
-from nbd_client.options import (
-    MountOptions,
-    credentials_name,
-    device_name,
-    metrics_address,
-    parse_address,
-    parse_options,
-    pinned,
-    registry_of,
-    specification,
-)
-
-if TYPE_CHECKING:
-    from nbd_client.gateway import GatewayClient
-
-_GATEWAY = "http://127.0.0.1:8080"
+from nbd_client.mount import PATIENCE_SECONDS, Via, fuse_mountpoints, mount_source, subtype
+from nbd_client.mount import umount as undo
+from nbd_client.options import metrics_address, parse_address, parse_options
 
 app = typer.Typer(
     name="blockgate-nbd",
@@ -73,14 +58,6 @@ def serve(
     serve_forever(url, listen, export_name=export_name, options=settings.source_options(), metrics=where)
 
 
-class Via(Enum):
-    """Ways of mounting."""
-
-    auto = "auto"
-    kernel = "kernel"
-    fuse = "fuse"
-
-
 _RunDir = Annotated[Path, typer.Option(envvar="BLOCKGATE_NBD_RUN_DIR", help="The agent's folder.")]
 _Gateway = Annotated[str, typer.Option(envvar="BLOCKGATE_URL", help="The gateway that reads images.")]
 _Json = Annotated[bool, typer.Option("--json", help="For programs.")]
@@ -111,8 +88,6 @@ def detach(
 @app.command("list")
 def list_devices(as_json: _Json = False, run_dir: _RunDir = DEFAULT_RUN_DIR) -> None:
     """Show what is attached, and what is mounted without the kernel's driver."""
-    from nbd_client.mount import fuse_mountpoints  # noqa: PLC0415  --help stays quick
-
     if not running(run_dir) and not any(run_dir.glob("*.device.json")):
         devices = []
     else:
@@ -157,92 +132,29 @@ def mount(
     via: Annotated[
         Via, typer.Option(help="The kernel's NBD driver, or nbdfuse and a loop device.")
     ] = Via.auto,
-    gateway: _Gateway = _GATEWAY,
+    gateway: _Gateway = DEFAULT_URL,
     kind: Annotated[
         str | None,
         typer.Option("-t", metavar="erofs[.SUBTYPE]", help="As mount.erofs: nbd or fuse, as --via."),
     ] = None,
+    wait: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            min=0,
+            help="How long to wait while a fault keeps the gateway from getting further.",
+        ),
+    ] = PATIENCE_SECONDS,
     run_dir: _RunDir = DEFAULT_RUN_DIR,
 ) -> None:
     """Mount an image, or the EROFS image behind a URL, read-only."""
     if kind is not None:
         via = subtype(kind, via)
     options = parse_options(",".join(option or []))
-    way = mount_source(source, mountpoint, options, via=via, gateway=gateway, run_dir=run_dir)
+    way = mount_source(
+        source, mountpoint, options, via=via, gateway=gateway, run_dir=run_dir, patience_seconds=wait
+    )
     print(f"mounted {source} on {mountpoint} ({way})")
-
-
-def mount_source(
-    source: str, mountpoint: Path, options: MountOptions, *, via: Via, gateway: str | None, run_dir: Path
-) -> str:
-    """Mount a URL, or an image that ``gateway`` reads (None: ``BLOCKGATE_URL``); return how. Raises ``BlockgateError``."""
-    from nbd_client.mount import mount_url  # noqa: PLC0415  --help stays quick
-
-    url = source
-    if "://" not in source:
-        url = register_image(source, options, gateway or os.environ.get("BLOCKGATE_URL") or _GATEWAY)
-    elif options.oci:
-        raise InvalidOption("oci.* options are about an image; this source is a URL")
-    return mount_url(url, mountpoint, via=via.value, options=options.kernel, run_dir=run_dir)
-
-
-def subtype(kind: str, via: Via) -> Via:
-    """The way of mounting that ``-t`` names; ``via`` where it names none. Raises ``InvalidOption``."""
-    ways = {"erofs": via, "erofs.nbd": Via.kernel, "erofs.fuse": Via.fuse}
-    if kind not in ways:
-        raise InvalidOption(f"-t {kind}: there are {', '.join(ways)}")
-    if via is not Via.auto and ways[kind] is not via:
-        raise InvalidOption(f"-t {kind} and --via {via.value} contradict each other")
-    return ways[kind]
-
-
-def register_image(image: str, options: MountOptions, gateway: str) -> str:
-    """Have the gateway read an image; the URL of the device. Asked again, it is the device that exists."""
-    from nbd_client.gateway import GatewayClient  # noqa: PLC0415  httpx is slow to import
-
-    with GatewayClient(gateway, token=gateway_token()) as client:
-        metadata = client.upload(Path(options.local_meta)) if options.local_meta else None
-        zinfo = client.upload(Path(options.zinfo)) if options.zinfo else None
-        credentials = _store_credentials(client, image, options)
-        wanted = specification(image, options, metadata, zinfo, credentials)
-        found = client.resolve(wanted["source"])
-        wanted = pinned(wanted, found)
-        name = device_name(wanted, found)
-        client.register(name, wanted)
-        with waiting(image) as progress:
-            return client.wait_ready(name, found.digest, progress)
-
-
-def _store_credentials(client: GatewayClient, image: str, options: MountOptions) -> str | None:
-    if options.username is None or options.password is None:
-        return None
-    host = registry_of(image)
-    name = credentials_name(host, options.username)
-    client.store_credentials(name, host, options.username, options.password)
-    return name
-
-
-@contextmanager
-def waiting(title: str) -> Iterator[Callable[[str, int, int | None], None]]:
-    """A progress bar on a terminal, a plain line per phase otherwise."""
-    if sys.stderr.isatty():
-        from rich.console import Console  # noqa: PLC0415
-        from rich.progress import Progress  # noqa: PLC0415
-
-        with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(title, total=None)
-            yield lambda phase, done, total: bar.update(
-                task, description=f"{title}: {phase}", completed=done, total=total
-            )
-        return
-    seen: set[str] = set()
-
-    def line(phase: str, _done: int, _total: int | None) -> None:
-        if phase not in seen:
-            seen.add(phase)
-            print(f"{title}: {phase}", file=sys.stderr)
-
-    yield line
 
 
 @app.command()
@@ -251,13 +163,11 @@ def umount(
     run_dir: _RunDir = DEFAULT_RUN_DIR,
 ) -> None:
     """Unmount, and detach what was attached for it."""
-    from nbd_client.mount import umount as undo  # noqa: PLC0415  --help stays quick
-
     undo(mountpoint, run_dir=run_dir)
 
 
 @app.command()
-def doctor(gateway: _Gateway = _GATEWAY, run_dir: _RunDir = DEFAULT_RUN_DIR) -> None:
+def doctor(gateway: _Gateway = DEFAULT_URL, run_dir: _RunDir = DEFAULT_RUN_DIR) -> None:
     """Say what works on this machine, and what to do about the rest."""
     from nbd_client.doctor import can_mount, examine  # noqa: PLC0415  --help stays quick
 
@@ -275,6 +185,8 @@ def main() -> None:
         app()
     except BlockgateError as error:
         print(f"blockgate-nbd: {error}", file=sys.stderr)
+        if isinstance(error, GatewayWaits):
+            sys.exit(os.EX_TEMPFAIL)
         sys.exit(2 if isinstance(error, UsageError) else 1)
 
 

@@ -17,8 +17,9 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from blockgate.environment import gateway_token
 from blockgate.retry import RetryPolicy
-from nbd_client.environment import PREFIX, config_file, gateway_token
+from nbd_client.environment import PREFIX, config_file
 from nbd_client.errors import InvalidOption
 from nbd_client.report import NODE_NAME, REPORT_SECONDS
 from nbd_client.source.http import HttpLimits

@@ -6,27 +6,26 @@ Nothing is changed by looking: no agent is started, no module loaded, no record 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
+from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from blockgate import connect
+from blockgate.calls import Answer, GatewayUnreachable
+from blockgate.retry import parse_http_date
 from nbd_client.control import ask, running
-from nbd_client.errors import BlockgateError, GatewayError, KernelUnsupported, RecordInvalid
+from nbd_client.errors import BlockgateError, KernelUnsupported, RecordInvalid
 from nbd_client.kernel.netlink import NbdNetlink
 from nbd_client.kernel.sysfs import Sysfs, device_path
 from nbd_client.mount import missing_for_fuse, recorded
 from nbd_client.recovery import BACKEND_PREFIX, Records
 
-if TYPE_CHECKING:
-    import httpx
-
 _CLOCK_SECONDS = 5.0  # a Date has whole seconds, and the answer takes a while
-_GATEWAY_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,23 +100,20 @@ def can_mount(findings: list[Finding]) -> bool:
 
 def ask_gateway(url: str, token: str | None) -> Iterator[Finding]:
     """Whether it answers and takes our token, and whether its clock is ours: certificates and tokens depend on it."""
-    from nbd_client.gateway import GatewayClient  # noqa: PLC0415  httpx is slow to import
-
-    where = url.rstrip("/")
     try:
-        with GatewayClient(url, token=token, timeout_seconds=_GATEWAY_SECONDS) as client:
-            answer = client.look()
-    except GatewayError as error:
+        with connect(url, token=token) as client:
+            answer = client.look("/v1/devices?limit=1")
+    except GatewayUnreachable as error:
         yield Finding("gateway", False, error.detail, "start it: blockgate serve")
         yield Finding("clock", True, "not compared: that needs a gateway")
         return
-    now = time.time()
-    yield _judged(where, answer, token)
-    try:
-        ahead = now - parsedate_to_datetime(answer.headers["date"]).timestamp()
-    except (LookupError, ValueError):
+    now = datetime.now(UTC)
+    yield _judged(client.url, answer, token)
+    theirs = parse_http_date(answer.fields.get("date"))
+    if theirs is None:
         yield Finding("clock", True, "not compared: the gateway does not say what time it is")
         return
+    ahead = (now - theirs).total_seconds()
     good = abs(ahead) <= _CLOCK_SECONDS
     direction = "ahead of" if ahead > 0 else "behind"
     yield Finding(
@@ -128,20 +124,20 @@ def ask_gateway(url: str, token: str | None) -> Iterator[Finding]:
     )
 
 
-def _judged(where: str, answer: httpx.Response, token: str | None) -> Finding:
-    if answer.status_code in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+def _judged(where: str, answer: Answer, token: str | None) -> Finding:
+    if answer.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
         text = "refuses the token" if token else "wants a token"
         return Finding("gateway", False, f"{where} {text}", "put the right one into BLOCKGATE_TOKEN")
     try:
-        count = len(answer.json()["devices"])
+        json.loads(answer.body)["devices"]
     except (ValueError, LookupError, TypeError):
         return Finding(
             "gateway",
             False,
-            f"what answers at {where} is no gateway (status {answer.status_code})",
+            f"what answers at {where} is no gateway (status {answer.status})",
             "say where it is: --gateway or BLOCKGATE_URL",
         )
-    return Finding("gateway", True, f"{where} answers and has {count} devices")
+    return Finding("gateway", True, f"{where} answers and lists its devices")
 
 
 def _driver(machine: Machine) -> Finding:

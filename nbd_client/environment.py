@@ -25,8 +25,3 @@ def configured() -> bool:
     return config_file().exists() or any(
         name.startswith(PREFIX) and name not in _NOT_SETTINGS for name in names
     )
-
-
-def gateway_token() -> str | None:
-    """The bearer token for the gateway; from the environment, so that it is in no argument list or record."""
-    return os.environ.get("BLOCKGATE_TOKEN") or None

@@ -24,7 +24,7 @@ into NBD error numbers is :func:`nbd_client.server.errno_of`.
     │   ├── RangeIgnored               200 for a range
     │   ├── WrongRange                 206 for other bytes than asked for
     │   └── TruncatedBody              fewer bytes than announced
-    ├── GatewayError                   a control call to the gateway was answered with a problem
+    ├── GatewayError                   a device of the gateway shows another image
     ├── ServerStopped                  the server is going down
     ├── KernelError                    the kernel's NBD driver, sysfs or mount said no
     │   ├── KernelUnsupported          no driver, no privilege

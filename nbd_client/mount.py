@@ -1,4 +1,4 @@
-"""Mount a URL as EROFS: through the kernel's NBD driver, or through nbdfuse and a loop device where there is none.
+"""Mount an image, or a URL as EROFS: through the kernel's NBD driver, or through nbdfuse and a loop device.
 
 What a mount consists of is recorded beside the agent's records, so that ``umount`` can undo it.
 """
@@ -16,9 +16,10 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from enum import Enum
 from pathlib import Path
 
-from blockgate import durable
+from blockgate import connect, durable
 from nbd_client.control import ask, ensure_agent, spawn
 from nbd_client.errors import (
     DeviceUnknown,
@@ -29,10 +30,20 @@ from nbd_client.errors import (
     ToolMissing,
 )
 from nbd_client.kernel.netlink import NbdNetlink
+from nbd_client.options import MountOptions
 
 _SUFFIX = ".mount.json"
 _FUSE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 _PACKAGES = {"nbdfuse": "libnbd-bin", "fusermount3": "fuse3", "mount": "mount"}
+
+
+class Via(Enum):
+    """Ways of mounting."""
+
+    auto = "auto"
+    kernel = "kernel"
+    fuse = "fuse"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +56,41 @@ class Mounted:
     folder: str | None = None
     socket: str | None = None
     version: int = 1
+
+
+def mount_source(
+    source: str,
+    mountpoint: Path,
+    options: MountOptions,
+    *,
+    via: Via,
+    gateway: str | None,
+    run_dir: Path,
+    patience_seconds: float = PATIENCE_SECONDS,
+) -> str:
+    """Mount a URL, or an image that ``gateway`` reads (None: ``BLOCKGATE_URL``); return how.
+
+    Raises ``BlockgateError``; ``GatewayWaits`` when a fault kept the gateway for ``patience_seconds`` from getting further.
+    """
+    url = source
+    if "://" not in source:
+        from nbd_client.registration import register_image  # noqa: PLC0415  httpx is slow to import
+
+        with connect(gateway) as client:
+            url = register_image(source, options, client, patience_seconds=patience_seconds)
+    elif options.oci:
+        raise InvalidOption("oci.* options are about an image; this source is a URL")
+    return mount_url(url, mountpoint, via=via.value, options=options.kernel, run_dir=run_dir)
+
+
+def subtype(kind: str, via: Via) -> Via:
+    """The way of mounting that ``-t`` names; ``via`` where it names none. Raises ``InvalidOption``."""
+    ways = {"erofs": via, "erofs.nbd": Via.kernel, "erofs.fuse": Via.fuse}
+    if kind not in ways:
+        raise InvalidOption(f"-t {kind}: there are {', '.join(ways)}")
+    if via is not Via.auto and ways[kind] is not via:
+        raise InvalidOption(f"-t {kind} and --via {via.value} contradict each other")
+    return ways[kind]
 
 
 def mount_url(url: str, mountpoint: Path, *, via: str, options: tuple[str, ...], run_dir: Path) -> str:

@@ -15,10 +15,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from nbd_client.cli import Via, mount_source, subtype
 from nbd_client.control import DEFAULT_RUN_DIR
 from nbd_client.errors import BlockgateError, InvalidOption, UsageError
-from nbd_client.mount import umount
+from nbd_client.mount import Via, mount_source, subtype, umount
 from nbd_client.options import helper_options, parse_options
 
 # mount(8), EXIT STATUS.

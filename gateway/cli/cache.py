@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from gateway.cli.client import Gateway, Json, connect
+from blockgate import connect
+from gateway.cli.client import Gateway, Json
 from gateway.cli.output import dump, human, table
 
 app = typer.Typer(help="Look at the gateway's caches, or empty them.", no_args_is_help=True)
@@ -14,7 +15,7 @@ app = typer.Typer(help="Look at the gateway's caches, or empty them.", no_args_i
 def stat(gateway: Gateway = None, as_json: Json = False) -> None:
     """How full the caches are."""
     with connect(gateway) as client:
-        answer = client.call("GET", "/v1/cache")
+        answer = client.cache()
     if as_json:
         dump(answer)
         return
@@ -34,7 +35,7 @@ def stat(gateway: Gateway = None, as_json: Json = False) -> None:
 def prune(gateway: Gateway = None, as_json: Json = False) -> None:
     """Drop everything that can be fetched again."""
     with connect(gateway) as client:
-        answer = client.call("DELETE", "/v1/cache")
+        answer = client.drop_cache()
     if as_json:
         dump(answer)
     else:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.cli.client import Client, Gateway, Json, connect, device_path
+from blockgate import connect
+from blockgate.calls import DeviceUnusable
+from blockgate.digests import is_digest
+from gateway.cli.client import Gateway, Json
 from gateway.cli.output import dump, human, progress, table
 from gateway.errors import BlockgateError, InvalidRequest
 
-app = typer.Typer(help="Register, list, show and remove devices.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from blockgate.client import Client
 
-# Devices of one call; the most that the gateway gives.
-_PAGE = 1000
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+app = typer.Typer(help="Register, list, show and remove devices.", no_args_is_help=True)
 
 
 @app.command("add")
@@ -38,6 +38,14 @@ def add(
         str | None,
         typer.Option(help="Name of credentials that the gateway was configured with, or has stored"),
     ] = None,
+    wait: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            min=0,
+            help="How long to wait while a fault keeps the gateway from getting further",
+        ),
+    ] = 60.0,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait until it is ready")] = False,
     gateway: Gateway = None,
     as_json: Json = False,
@@ -45,7 +53,7 @@ def add(
     """Register a device and wait until it can be read."""
     if layer is not None and blob is not None:
         raise InvalidRequest("give --layer or --blob, not both")
-    if blob is not None and not _DIGEST.fullmatch(blob):
+    if blob is not None and not is_digest(blob):
         raise InvalidRequest(f"--blob {blob} is not of the form sha256:<64 hexadecimal digits>")
     with connect(gateway) as client:
         body = {
@@ -61,26 +69,31 @@ def add(
             else {"digest": blob}
             if blob is not None
             else None,
-            "metadata": client.upload(metadata) if metadata else None,
-            "zinfo": client.upload(zinfo) if zinfo else None,
+            "metadata": _upload(client, metadata),
+            "zinfo": _upload(client, zinfo),
             "verify": verify,
         }
-        device = client.call("PUT", device_path(name), json=body)
+        device = client.register(name, body)
+        unusable = None
         if not no_wait:
-            device = _wait(client, device)
+            with progress() as report:
+                try:
+                    device = client.wait_ready(name, patience_seconds=wait, report=report)
+                except DeviceUnusable as error:
+                    device, unusable = error.device, error
         if as_json:
             dump(device)
         else:
             _print(device)
-        if device["state"] in ("failed", "quarantined"):
-            raise BlockgateError(f"device {name} is {device['state']}: {device['error']['detail']}")
+        if unusable is not None:
+            raise unusable
 
 
 @app.command("ls")
 def ls(gateway: Gateway = None, as_json: Json = False) -> None:
     """List devices."""
     with connect(gateway) as client:
-        devices = list(_all(client))
+        devices = client.devices()
     if as_json:
         dump(devices)
         return
@@ -95,7 +108,7 @@ def ls(gateway: Gateway = None, as_json: Json = False) -> None:
 def show(name: str, gateway: Gateway = None, as_json: Json = False) -> None:
     """Show a device."""
     with connect(gateway) as client:
-        device = client.call("GET", device_path(name))
+        device = client.device(name)
     if as_json:
         dump(device)
     else:
@@ -106,42 +119,21 @@ def show(name: str, gateway: Gateway = None, as_json: Json = False) -> None:
 def rm(name: str, gateway: Gateway = None, as_json: Json = False) -> None:
     """Remove a device."""
     with connect(gateway) as client:
-        client.call("DELETE", device_path(name))
+        client.delete(name)
     if as_json:
         dump({"removed": name})
 
 
-def _all(client: Client) -> Iterator[dict[str, Any]]:
-    """Every device, page by page."""
-    query: dict[str, Any] = {"limit": _PAGE}
-    while True:
-        page = client.call("GET", "/v1/devices", params=query)
-        yield from page["devices"]
-        if page["next"] is None:
-            return
-        query["cursor"] = page["next"]
+def _upload(client: Client, path: Path | None) -> str | None:
+    try:
+        return client.upload(path) if path else None
+    except OSError as error:
+        raise BlockgateError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _state(device: dict[str, Any]) -> str:
-    return f"{device['state']}, degraded" if device["health"] == "degraded" else str(device["state"])
-
-
-def _wait(client: Client, device: dict[str, Any]) -> dict[str, Any]:
-    """Follow the device's events until it is readable or has failed."""
-    if device["state"] != "indexing":
-        return device
-    with progress() as report:
-        for event, data in client.events(device["name"]):
-            if event == "gone":
-                raise BlockgateError(f"device {device['name']} was removed meanwhile")
-            device = data
-            if device["state"] != "indexing":
-                break
-            if shown := device["progress"]:
-                why = f": {shown['error']['detail']}" if shown["error"] else ""
-                report(shown["phase"] + why, shown["done"], shown["total"])
-    whole: dict[str, Any] = client.call("GET", device_path(device["name"]))
-    return whole
+    degraded = device["state"] == "ready" and device["health"] == "degraded"
+    return "ready, degraded" if degraded else str(device["state"])
 
 
 def _print(device: dict[str, Any]) -> None:
@@ -167,11 +159,12 @@ def _print(device: dict[str, Any]) -> None:
             )
     if device["etag"]:
         rows.append(["etag", device["etag"]])
-    for segment in device["segments"]:
+    for segment in device.get("segments") or ():
         where = f"{segment['offset']}..{segment['offset'] + segment['length']}"
         rows.append([segment["kind"], f"{where} {segment['digest'] or ''}".rstrip()])
-    if device["progress"] and (waits := device["progress"]["error"]):
-        rows.append(["waits", f"{waits['detail']} [{waits['code']}]"])
+    waiting = (device["progress"] or {}).get("error")
+    if waiting:
+        rows.append(["waits", f"{waiting['detail']} [{waiting['code']}]"])
     if device["error"]:
         rows.append(["error", f"{device['error']['detail']} [{device['error']['code']}]"])
     table(["", ""], rows)

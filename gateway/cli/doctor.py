@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -9,12 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-import httpx
 import typer
 
+from blockgate import connect
+from blockgate.calls import GatewayUnreachable
 from gateway.cli.client import Gateway, Json
 from gateway.cli.output import dump, human, table
-from gateway.config import Settings, gateway_url, load
+from gateway.config import Settings, load
 from gateway.errors import BlockgateError
 
 _LOW_BYTES = 1 << 30
@@ -107,14 +109,13 @@ def _files() -> Check:
 
 
 def _gateway(url: str | None) -> Check:
-    where = url or gateway_url()
     try:
-        answer = httpx.get(f"{where.rstrip('/')}/readyz", timeout=5, trust_env=False)
-        status = answer.json()["status"]
-    except httpx.InvalidURL:
-        return Check("gateway", ok=False, detail=f"{where} is no URL")
-    except httpx.HTTPError:
-        return Check("gateway", ok=True, detail=f"none at {where} (start one with 'blockgate serve')")
+        with connect(url) as client:
+            where = client.url
+            answer = client.look("/readyz")
+        status = json.loads(answer.body)["status"]
+    except GatewayUnreachable as error:
+        return Check("gateway", ok=True, detail=error.detail)
     except (ValueError, KeyError, TypeError):
         return Check("gateway", ok=False, detail=f"what answers at {where} is no gateway")
-    return Check("gateway", ok=answer.is_success, detail=f"{where}: {status}")
+    return Check("gateway", ok=answer.good, detail=f"{where}: {status}")

@@ -1,12 +1,14 @@
-"""Entry point: the command tree, and how errors become exit codes (1 a failure, 2 wrong usage)."""
+"""Entry point: the command tree, and how errors become exit codes (1 a failure, 2 wrong usage, 75 not yet)."""
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
 import typer
 
+from blockgate.calls import GatewayWaits
 from gateway import __version__
 from gateway.cli import cache, demo, device, doctor, index, metadata, serve
 from gateway.cli.output import fail
@@ -55,6 +57,8 @@ def main() -> int:
         return ending.code if isinstance(ending.code, int) else int(ending.code is not None)
     except BlockgateError as error:
         fail(error.detail)
+        if isinstance(error, GatewayWaits):
+            return os.EX_TEMPFAIL
         return 2 if isinstance(error, _USAGE) else 1
     except BrokenPipeError:
         return 1

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from nbd_client.cli import register_image
-from nbd_client.errors import GatewayError
+import blockgate
+from blockgate.calls import DeviceUnusable, GatewayRefused
 from nbd_client.options import parse_options
+from nbd_client.registration import register_image
 from tests.acceptance.conftest import Figure, padded, random_ranges, span_edges
 from tests.support.debianroot import debian_root_tar, debian_root_tar_gz
 from tests.support.dockerregistry import DockerRegistry, docker_registry
@@ -172,10 +173,15 @@ def test_mount_s_user_and_password_open_a_registry_in_every_worker(
         return f"oci.insecure,oci.layer=0,oci.username=reader,oci.password={password}"
 
     with Gateway(tmp_path / "gateway", settings={"workers": 2, "log_level": "debug"}) as gateway:
-        with pytest.raises(GatewayError, match="user name or password") as refused:
-            register_image(image, parse_options(options(_WRONG)), gateway.url)
-        url = register_image(image, parse_options(options(_PASSWORD)), gateway.url)
-        assert register_image(image, parse_options(options(_PASSWORD)), gateway.url) == url
+        with blockgate.connect(gateway.url) as client:
+
+            def register(password: str) -> str:
+                return register_image(image, parse_options(options(password)), client, patience_seconds=60)
+
+            with pytest.raises((DeviceUnusable, GatewayRefused), match="user name or password") as refused:
+                register(_WRONG)
+            url = register(_PASSWORD)
+            assert register(_PASSWORD) == url
         name = url.split("/")[-2]
         layer = gateway.show(name)["segments"][1]
         for _ in range(8):  # a connection each, so that both workers are met

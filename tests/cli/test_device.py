@@ -8,7 +8,7 @@ import sys
 import httpx
 import pytest
 
-from gateway.cli import device as module
+from blockgate.calls import Answer, Ask
 from gateway.cli.main import main
 from tests.support.inprocess import make_layout, quiet_logs, served
 
@@ -62,8 +62,27 @@ def test_all_devices_are_listed_however_many_pages_they_take(run, gateway, monke
     names = [f"page-{number}" for number in range(5)]
     for name in names:
         run("add", name, f"oci:{gateway[1]}:none", "--no-wait")
-    monkeypatch.setattr(module, "_PAGE", 2)
+    monkeypatch.setattr("blockgate.api._PAGE_DEVICES", 2)
     status, out, _ = run("ls", "--json")
     assert status == 0
     assert [device["name"] for device in json.loads(out) if device["name"] in names] == names
     assert all(name in run("ls")[1] for name in names)
+
+
+def test_while_a_fault_lasts_the_command_ends_with_75_and_the_gateway_goes_on(run, gateway, monkeypatch):
+    waiting = {
+        "phase": "waiting",
+        "done": 0,
+        "total": 0,
+        "error": {"code": "storage", "detail": "the disk is full"},
+    }
+    device = {"name": "app", "state": "indexing", "progress": waiting}
+    monkeypatch.setattr("blockgate.client.Client._do", lambda _client, step: answer_of(step, device))
+    status, out, err = run("add", "app", "image", "--wait", "0")
+    assert (status, out) == (75, "")
+    assert "the disk is full [storage]; the gateway goes on trying" in err
+
+
+def answer_of(step, device):
+    assert isinstance(step, Ask)
+    return Answer(200, {}, json.dumps(device).encode())

@@ -151,7 +151,7 @@ def answering(status=200, body=b'{"devices": []}', ahead_seconds=0.0):
 @pytest.mark.parametrize(
     ("answer", "token", "good", "words"),
     [
-        ({}, None, True, "has 0 devices"),
+        ({}, None, True, "answers and lists its devices"),
         ({"status": 401}, None, False, "wants a token -> put the right one into BLOCKGATE_TOKEN"),
         ({"status": 401}, "old", False, "refuses the token"),
         ({"body": b"<html>"}, None, False, "is no gateway (status 200) -> say where it is"),
@@ -186,7 +186,7 @@ async def test_the_command_tells_all_of_it_and_starts_nothing(run_dir):
         taken.bind(("127.0.0.1", 0))  # bound and not listening: nobody answers there
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         done = await blockgate_nbd("doctor", "--gateway", url, "--run-dir", run_dir)
-    assert f"--  gateway: no answer from the gateway at {url}" in done.out
+    assert f"--  gateway: no gateway answers at {url}" in done.out
     assert "--gateway" in done.out
     assert "blockgate serve" in done.out
     assert "Traceback" not in done.err

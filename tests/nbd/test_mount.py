@@ -7,11 +7,9 @@ import random
 import signal
 from pathlib import Path
 
-import httpx
 import pytest
 
-from nbd_client.errors import GatewayError, InvalidOption, MountFailed
-from nbd_client.gateway import GatewayClient
+from nbd_client.errors import InvalidOption, MountFailed
 from nbd_client.mount import missing_for_fuse, mount_url, umount
 from tests.support.gateway import Gateway
 from tests.support.layers import tar_of
@@ -122,125 +120,6 @@ def test_a_mountpoint_must_be_a_folder_and_ours(tmp_path):
         umount(tmp_path, run_dir=tmp_path)
 
 
-class FakeGateway:
-    """The contract's control calls, in memory."""
-
-    def __init__(self, *states: dict, conflict: bool = False) -> None:
-        self.conflict = conflict
-        self.states = list(states)
-        self.artifacts: dict[str, bytes] = {}
-        self.registered: dict[str, bytes] = {}
-        self.calls: list[str] = []
-
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        kind, name = request.url.path.split("/")[2:4]
-        self.calls.append(request.method)
-        if kind == "artifacts":
-            if request.method == "PUT":
-                self.artifacts[name] = request.read()
-            return httpx.Response(200 if name in self.artifacts else 404)
-        if request.method == "PUT":
-            if self.conflict:
-                return httpx.Response(409, json={"title": "Conflict"})
-            self.registered[name] = request.read()
-            return httpx.Response(202, json={})
-        if request.method == "DELETE":
-            return httpx.Response(204)
-        if not self.states[0]:
-            self.states.pop(0)
-            return httpx.Response(404, json={"title": "Not Found"})
-        return httpx.Response(200, json=self.states.pop(0))
-
-    def client(self) -> GatewayClient:
-        return GatewayClient("http://gateway:1", transport=httpx.MockTransport(self))
-
-
-READY = {"state": "ready", "data_url": "/v1/devices/a/data", "image": {"digest": "sha256:1"}}
-
-
-def test_an_image_is_registered_and_waited_for(monkeypatch):
-    monkeypatch.setattr("nbd_client.gateway._POLL_SECONDS", 0)
-    gateway = FakeGateway(
-        {},
-        {"state": "indexing", "progress": {"phase": "download", "done": 1, "total": 2}},
-        {"state": "indexing", "progress": None},
-        READY,
-    )
-    steps = []
-    with gateway.client() as client:
-        client.register("a", {"source": {"image": "x"}})
-        url = client.wait_ready("a", "sha256:1", lambda *step: steps.append(step))
-    assert url == "http://gateway:1/v1/devices/a/data"
-    assert steps == [("download", 1, 2), ("indexing", 0, None)]
-    assert gateway.registered["a"] == b'{"source":{"image":"x"}}'
-
-
-def test_a_device_that_exists_is_used_and_one_that_failed_is_made_anew():
-    gateway = FakeGateway({"state": "degraded"}, {"state": "failed"})
-    with gateway.client() as client:
-        client.register("a", {})
-        assert gateway.calls == ["GET"]
-        client.register("a", {})
-    assert gateway.calls == ["GET", "GET", "DELETE", "PUT"]
-
-
-def test_a_device_that_another_node_registered_meanwhile_is_used_if_it_is_of_the_image():
-    with FakeGateway({}, READY, READY, conflict=True).client() as client:
-        client.register("a", {})
-        assert client.wait_ready("a", "sha256:1", lambda *_: None)
-        with pytest.raises(GatewayError, match="instead of sha256:2"):
-            client.wait_ready("a", "sha256:2", lambda *_: None)
-
-
-def test_a_gateway_behind_a_proxy_is_read_through_the_proxy():
-    gateway = FakeGateway({**READY, "data_url": "http://inside:8080/v1/devices/a/data"})
-    with GatewayClient("https://edge/blockgate", transport=httpx.MockTransport(_below(gateway))) as client:
-        assert (
-            client.wait_ready("a", "sha256:1", lambda *_: None) == "https://edge/blockgate/v1/devices/a/data"
-        )
-
-
-def _below(gateway: FakeGateway):
-    """The gateway as a proxy offers it below a path."""
-
-    def handle(request: httpx.Request) -> httpx.Response:
-        inside = request.url.copy_with(path=request.url.path.removeprefix("/blockgate"))
-        return gateway(httpx.Request(request.method, inside))
-
-    return handle
-
-
-def test_a_file_is_uploaded_once(tmp_path):
-    (tmp_path / "zinfo").write_bytes(b"checkpoints" * 1000)
-    gateway = FakeGateway()
-    with gateway.client() as client:
-        digest = client.upload(tmp_path / "zinfo")
-        assert client.upload(tmp_path / "zinfo") == digest
-        assert gateway.artifacts == {digest: b"checkpoints" * 1000}
-        with pytest.raises(InvalidOption, match="cannot read"):
-            client.upload(tmp_path / "missing")
-
-
-def test_a_device_that_failed_says_why():
-    gateway = FakeGateway({"state": "failed", "error": {"detail": "no such image"}})
-    with gateway.client() as client, pytest.raises(GatewayError, match="no such image"):
-        client.wait_ready("a", "sha256:1", lambda *_: None)
-
-
-def test_a_problem_and_a_silent_gateway_are_told():
-    def refuse(_request: httpx.Request) -> httpx.Response:
-        return httpx.Response(403, json={"title": "Conflict", "detail": "not by a node"})
-
-    transport = httpx.MockTransport(refuse)
-    with (
-        GatewayClient("http://g", transport=transport) as client,
-        pytest.raises(GatewayError, match="not by a node"),
-    ):
-        client.register("a", {})
-    with GatewayClient("http://127.0.0.1:1") as client, pytest.raises(GatewayError, match="BLOCKGATE_URL"):
-        client.register("a", {})
-
-
 @pytest.mark.real
 async def test_an_image_is_mounted_by_name_through_the_gateway(run_dir, tmp_path):
     fuse_or_skip()
@@ -264,7 +143,7 @@ async def test_an_image_is_mounted_by_name_through_the_gateway(run_dir, tmp_path
             assert done.status == 0, done.err
         assert len(gateway.http.get("/v1/devices").json()["devices"]) == 1
         told = await blockgate_nbd("doctor", env=env)
-        assert f"ok  gateway: {gateway.url} answers and has 1 devices" in told.out
+        assert f"ok  gateway: {gateway.url} answers and lists its devices" in told.out
         assert "ok  clock: agrees with the gateway's" in told.out
         missing = await blockgate_nbd("mount", f"{image}x", mountpoint, "--via", "fuse", env=env)
         assert missing.status == 1

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from nbd_client import mount_helper
-from nbd_client.cli import Via
 from nbd_client.errors import GatewayError, InvalidOption
+from nbd_client.mount import Via
 from nbd_client.mount_helper import mount_main, umount_main
 from nbd_client.options import helper_options
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbd_client.cli import Via, subtype
 from nbd_client.errors import InvalidOption
+from nbd_client.mount import Via, subtype
 from nbd_client.options import (
     MountOptions,
     ResolvedImage,

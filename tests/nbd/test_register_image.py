@@ -5,9 +5,11 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from nbd_client.cli import register_image
-from nbd_client.errors import GatewayError, InvalidOption
+import blockgate
+from blockgate.calls import DeviceUnusable, GatewayRefused
+from nbd_client.errors import InvalidOption
 from nbd_client.options import parse_options
+from nbd_client.registration import register_image
 from tests.support import gzips
 from tests.support.erofsimage import device_of
 from tests.support.inprocess import make_layout, quiet_logs, served
@@ -28,7 +30,10 @@ def url(tmp_path, layout):
 
 
 def register(url: str, layout, tag: str, options: str = "") -> str:
-    return register_image(f"oci:{layout.folder}:{tag}", parse_options(options), url)
+    with blockgate.connect(url) as client:
+        return register_image(
+            f"oci:{layout.folder}:{tag}", parse_options(options), client, patience_seconds=60
+        )
 
 
 def test_one_image_under_two_tags_is_one_device_and_a_moved_tag_is_another(url, layout):
@@ -57,9 +62,9 @@ def test_options_that_change_bytes_make_devices_of_their_own(url, layout):
 
 def test_what_cannot_be_read_says_why_each_time(url, layout):
     for _ in range(2):
-        with pytest.raises(GatewayError, match=r"failed: .*zstd"):
+        with pytest.raises(DeviceUnusable, match=r"failed: .*zstd"):
             register(url, layout, "zstd")
-    with pytest.raises(GatewayError, match="no such tag"):
+    with pytest.raises(GatewayRefused, match="no such tag"):
         register(url, layout, "missing")
     with pytest.raises(InvalidOption, match="2 layers"):
         register(url, layout, "image", "oci.layer=2")

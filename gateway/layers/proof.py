@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable
-from typing import Protocol
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol
 
 from blockgate.reader import Bytes
 from gateway.errors import IndexDamaged
@@ -22,7 +22,7 @@ from gateway.gzran.zinfo import WINDOW_BYTES
 from gateway.layers.index import LayerIndex
 from gateway.layers.verify import check_chain
 
-Fetch = Callable[[int], Awaitable[Bytes]]
+Fetch = Callable[[int], Coroutine[Any, Any, Bytes]]
 """Fetches and decodes one span by its number, checked as far as that is possible for it alone."""
 
 
@@ -73,9 +73,7 @@ class Chained:
         elif number in self._confirmed:
             raise IndexDamaged(f"{self._where}: the window of checkpoint {number} is not what it was")
         else:
-            *before, data = await asyncio.gather(
-                *(fetch(each) for each in _look_behind(index, number)), fetch(number)
-            )
+            *before, data = await _all(fetch, [*_look_behind(index, number), number])
             check_chain(b"".join(before), window, self._where)
             self._confirmed[number] = digest
         if len(data) >= WINDOW_BYTES:
@@ -83,6 +81,16 @@ class Chained:
             tail = memoryview(data)[len(data) - WINDOW_BYTES :]
             self._confirmed[number + 1] = hashlib.sha256(tail).digest()
         return data
+
+
+async def _all(fetch: Fetch, numbers: Sequence[int]) -> list[Bytes]:
+    """Several spans side by side. When one cannot be had, the others are wanted no more."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(fetch(number)) for number in numbers]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
 
 
 def _look_behind(index: LayerIndex, number: int) -> list[int]:

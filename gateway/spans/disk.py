@@ -86,7 +86,9 @@ class SpanFiles:
             with path.open("rb", buffering=0) as file:
                 header = file.read(_HEADER.size)
                 size = os.fstat(file.fileno()).st_size - _HEADER.size
-                data = file.read(size) if size > 0 else b""
+                # What is not as long as it says is not read: it may be of any length.
+                known = size >= 0 and header == _header(key, size, sha256)
+                data = file.read(size) if known else b""
                 if os.fstat(file.fileno()).st_mtime < time.time() - _TOUCH_SECONDS:
                     with contextlib.suppress(OSError):
                         os.utime(file.fileno())
@@ -95,7 +97,7 @@ class SpanFiles:
         except OSError as error:
             self.errors[_name(error)] += 1
             return None
-        if header == _header(key, data, sha256) and hashlib.sha256(data).digest() == sha256:
+        if known and hashlib.sha256(data).digest() == sha256:
             return data
         self.corrupt += 1
         with contextlib.suppress(OSError):
@@ -118,7 +120,7 @@ class SpanFiles:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("xb", buffering=0) as file:
-                pieces = [memoryview(_header(key, data, sha256)), memoryview(data)]
+                pieces = [memoryview(_header(key, len(data), sha256)), memoryview(data)]
                 total = sum(len(piece) for piece in pieces)
                 if os.writev(file.fileno(), pieces) != total:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -228,9 +230,9 @@ class SpanFiles:
             self._bypass_seconds = min(self._bypass_seconds * 2, _LONGEST_BYPASS_SECONDS)
 
 
-def _header(key: SpanKey, data: Bytes, sha256: bytes) -> bytes:
+def _header(key: SpanKey, length: int, sha256: bytes) -> bytes:
     name = hashlib.sha256(f"{key.blob} {key.cut} {key.span}".encode()).digest()
-    return _HEADER.pack(_MAGIC, name, len(data), sha256)
+    return _HEADER.pack(_MAGIC, name, length, sha256)
 
 
 def _name(error: OSError) -> str:

@@ -150,6 +150,23 @@ async def test_what_could_not_be_looked_at_confirms_nothing():
     assert sorted(index.fetched) == [0, 1]
 
 
+async def test_when_one_cannot_be_had_nothing_of_the_others_goes_on():
+    index = Fake()
+    ended = []
+
+    async def fetch(number):
+        if number == 0:
+            raise failure(SpanMismatch)
+        try:
+            return await asyncio.Event().wait()
+        finally:
+            ended.append(number)
+
+    with pytest.raises(SpanMismatch):
+        await asyncio.wait_for(Chained("here").read(index, 3, fetch), 20)
+    assert sorted(ended) == [1, 3]
+
+
 async def test_windows_that_bytes_have_none_of_are_not_asked_for():
     index = Fake([50_000])
     index = SimpleNamespace(table=index.table, window=lambda _: b"", fetch=index.fetch)

@@ -115,6 +115,14 @@ def test_a_file_with_bytes_behind_it_is_a_miss(tier):
     assert tier.read(KEY, DIGEST) is None
 
 
+def test_a_file_of_absurd_length_is_a_miss_and_is_not_read(tier):
+    tier.write(KEY, DATA, DIGEST)
+    (path,) = files(tier)
+    os.truncate(path, 1 << 40)
+    assert tier.read(KEY, DIGEST) is None
+    assert not path.exists()
+
+
 @pytest.mark.parametrize(
     "other",
     [KEY._replace(span=8), KEY._replace(cut=OTHER.cut), KEY._replace(blob="sha256:" + "cd" * 32)],

@@ -69,6 +69,10 @@ class DataFolder:
             )
         with lock:
             try:
+                # Not before: of two that start together, one makes the folder's id.
+                if not self.version.exists():
+                    text = json.dumps({"format": FORMAT, "id": uuid.uuid4().hex})
+                    durable.replace(self.version, text.encode(), mode=0o644)
                 for folder in (self.layers, self.artifacts, self.cache, self.scratch):
                     folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -99,8 +103,6 @@ class DataFolder:
                     f"the data folder {self.root} was made by version 0.1, which kept things otherwise; "
                     "choose an empty folder with --data-dir and register the devices again"
                 ) from None
-            text = json.dumps({"format": FORMAT, "id": uuid.uuid4().hex})
-            durable.replace(self.version, text.encode(), mode=0o644)
             return
         except (ValueError, KeyError, TypeError):
             found = None

@@ -208,7 +208,11 @@ class Registrar:
 
     async def _remember(self, record: DeviceRecord, error: InvalidZinfo) -> None:
         current = await self._catalog.get(record.name)
-        if current.uid == record.uid and current.recipe is not None and current.recipe.unproven_zinfo is not None:
+        if (
+            current.uid == record.uid
+            and current.recipe is not None
+            and current.recipe.unproven_zinfo is not None
+        ):
             for layer in current.recipe.layers:
                 await self._catalog.refute(current.recipe.unproven_zinfo, layer.digest, error.detail)
 

@@ -366,7 +366,9 @@ async def test_a_follower_that_is_too_far_behind_is_told_everything_changed(cata
     assert kept <= 15
 
 
-async def test_another_host_is_told_of_a_change_that_was_committed_late(database, catalog, open_catalog, execute):
+async def test_another_host_is_told_of_a_change_that_was_committed_late(
+    database, catalog, open_catalog, execute
+):
     """Numbers are given out before they are committed: a lower one may appear after a higher one was seen."""
     away = open_catalog("another host's generation")
     if database.startswith("sqlite"):  # which one host uses: there is nobody to tell
@@ -409,7 +411,10 @@ async def test_devices_of_one_image_that_are_published_and_deleted_at_once_keep_
         records = [(await catalog.create(f"d{turn}-{n}", SPEC))[0] for n in range(6)]
         arguments = {"verification": Verification.VERIFIED, "config": "{}", "contents": None}
         published = await asyncio.gather(
-            *((catalog, other)[n % 2].publish(each, recipe(), [KEY], **arguments) for n, each in enumerate(records))
+            *(
+                (catalog, other)[n % 2].publish(each, recipe(), [KEY], **arguments)
+                for n, each in enumerate(records)
+            )
         )
         assert published == [[]] * 6
         await asyncio.gather(*((catalog, other)[n % 2].delete(f"d{turn}-{n}") for n in range(5)))

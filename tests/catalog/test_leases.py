@@ -59,7 +59,9 @@ async def test_who_waits_gets_it_when_it_is_released(catalog, open_catalog, quic
             await asyncio.sleep(0)
             order.append(f"{name} out")
 
-    await asyncio.gather(*(work(which, name) for name, which in (("a", catalog), ("b", other), ("c", catalog))))
+    await asyncio.gather(
+        *(work(which, name) for name, which in (("a", catalog), ("b", other), ("c", catalog)))
+    )
     assert [each.split()[0] for each in order[::2]] == [each.split()[0] for each in order[1::2]]
 
 

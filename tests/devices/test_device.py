@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from gateway.devices.device import Device
 from gateway.errors import BlobNotFound, RangeNotSatisfiable, RegistryTimeout
-from gateway.recipes.segments import Piece, Segment, concatenate
 from gateway.layers.codec import GZIP, IDENTITY
+from gateway.recipes.segments import Piece, Segment, concatenate
 from gateway.spans.disk import DiskTier, SpanFiles
 from gateway.spans.flights import Admission
 from gateway.spans.locks import SpanLocks
@@ -35,7 +35,9 @@ def made(tmp_path_factory):
         found.append(("gzip", data, blob, asyncio.run(index_blob(tmp_path_factory.mktemp("i"), blob, GZIP))))
     for number, size in enumerate([1, 65_536, 150_000]):
         data = content(size, number + 20)
-        found.append(("raw", data, data, asyncio.run(index_blob(tmp_path_factory.mktemp("i"), data, IDENTITY))))
+        found.append(
+            ("raw", data, data, asyncio.run(index_blob(tmp_path_factory.mktemp("i"), data, IDENTITY)))
+        )
     return found
 
 

@@ -113,7 +113,9 @@ async def test_what_can_pass_is_waited_out_however_often_it_comes(rig, kind):
     rig.source.error = failure(kind, "the reason")
     registrar = rig.registrar()
     await rig.add(registrar)
-    record = await reach(rig, lambda record: waiting(record) and record.progress.attempt > DOUBTFUL_ATTEMPTS + 1)
+    record = await reach(
+        rig, lambda record: waiting(record) and record.progress.attempt > DOUBTFUL_ATTEMPTS + 1
+    )
     assert (record.state, record.failure) == ("indexing", None)
     assert (record.progress.error.code, record.progress.error.detail) == (kind.code, "the reason")
     assert abs(record.progress.retry_at - time.time()) < 60
@@ -126,7 +128,9 @@ async def test_what_can_pass_is_waited_out_however_often_it_comes(rig, kind):
 
 
 @pytest.mark.parametrize("kind", [errors.RegistryTimeout, errors.TruncatedBody, errors.BlobNotFound])
-async def test_what_breaks_off_in_mid_pass_leaves_nothing_and_is_tried_again(rig, long_waits, monkeypatch, kind):
+async def test_what_breaks_off_in_mid_pass_leaves_nothing_and_is_tried_again(
+    rig, long_waits, monkeypatch, kind
+):
     del long_waits
     rig.blob.error, rig.blob.error_at = failure(kind, "broke off"), len(BLOB) // 2
     registrar = rig.registrar()

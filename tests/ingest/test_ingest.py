@@ -105,7 +105,9 @@ async def test_those_who_want_the_same_layer_at_once_take_one_pass(
     monkeypatch.setattr("gateway.catalog.leases._FIRST_POLL_SECONDS", 0.001)
     other = another_ingest(tmp_path, open_catalog(), executor)
     blobs = [MemoryBlob(BLOB) for _ in range(4)]
-    found = await asyncio.gather(*(make(which, blob) for which, blob in zip((ingest, other), blobs, strict=False)))
+    found = await asyncio.gather(
+        *(make(which, blob) for which, blob in zip((ingest, other), blobs, strict=False))
+    )
     found += await asyncio.gather(*(make(ingest, blob) for blob in blobs[2:]))
     assert {facts.sha256 for facts in found} == {sha256(TAR)}
     assert sum(blob.streams for blob in blobs) == 1
@@ -188,7 +190,10 @@ async def toc_of(tmp_path, name, files):
 
 
 async def test_the_process_builds_what_this_one_builds(tmp_path):
-    tocs = [await toc_of(tmp_path, "0", {"a": b"1", "b": b"2"}), await toc_of(tmp_path, "1", {"a": b"new", ".wh.b": b""})]
+    tocs = [
+        await toc_of(tmp_path, "0", {"a": b"1", "b": b"2"}),
+        await toc_of(tmp_path, "1", {"a": b"new", ".wh.b": b""}),
+    ]
     there = await build_in_process(tocs, tmp_path / "there")
     here = build_file(tocs, tmp_path / "here")
     assert there == here

@@ -83,7 +83,9 @@ async def test_pieces_of_one_byte_are_enough(tmp_path):
 @given(st.sampled_from(list(gzips.PURE)), st.integers(1, 200_000), st.sampled_from([65536, 100_000, 1 << 20]))
 async def test_any_chunking_and_span_size_gives_a_right_index(tmp_path_factory, flavour, chunk, span_size):
     blob = gzips.PURE[flavour](TAR)
-    index = await index_blob(tmp_path_factory.mktemp("x"), blob, GZIP, chunk=max(chunk, 500), span_size=span_size)
+    index = await index_blob(
+        tmp_path_factory.mktemp("x"), blob, GZIP, chunk=max(chunk, 500), span_size=span_size
+    )
     check(index, blob, TAR)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ def test_any_chunking_gives_the_leaves_of_the_padded_blocks(size, cuts, views):
     data = bytes(i * 7 % 251 for i in range(size))
     leaves = Leaves()
     bounds = [0, *sorted(min(cut, size) for cut in cuts), size]
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in itertools.pairwise(bounds):
         piece = data[start:stop]
         leaves.update(memoryview(piece) if views else piece)
     blocks = [data[at : at + LEAF_BYTES].ljust(LEAF_BYTES, b"\0") for at in range(0, size, LEAF_BYTES)]

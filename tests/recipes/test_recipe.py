@@ -80,7 +80,10 @@ def test_the_keys_are_those_of_metadata_and_layers_once_each():
     assert recipe().keys == (LAYER.key,)
 
 
-@given(st.text("0123456789abcdef", min_size=40, max_size=40), st.text("0123456789abcdef", min_size=64, max_size=64))
+@given(
+    st.text("0123456789abcdef", min_size=40, max_size=40),
+    st.text("0123456789abcdef", min_size=64, max_size=64),
+)
 def test_an_unproven_tag_names_its_table_and_leads_to_the_proven_one(tag, zinfo):
     etag = f'"{tag}"'
     unproven = unproven_tag(etag, f"sha256:{zinfo}")

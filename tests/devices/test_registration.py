@@ -380,6 +380,33 @@ async def test_losing_the_lease_ends_the_work_quietly_and_another_goes_on(rig):
     assert (await rig.catalog.get("one")).state == "ready"
 
 
+async def test_a_device_that_is_asked_for_again_while_its_failure_is_written_down_is_tried_at_once(rig):
+    rig.source.error = failure(errors.ManifestNotFound)
+    registrar = rig.registrar()
+    real = rig.catalog.end
+
+    async def end(record, event, why):
+        done = await real(record, event, why)
+        rig.source.error = None
+        await rig.add(registrar)
+        return done
+
+    rig.catalog.end = end
+    await rig.add(registrar)
+    await reach(rig, lambda record: record.state == "ready")
+    assert rig.source.resolved == 2
+
+
+async def test_nothing_begins_while_the_gateway_stops(rig):
+    rig.blob.gate = asyncio.Event()
+    registrar = rig.registrar()
+    record = await rig.add(registrar)
+    await reach(rig, lambda _: rig.blob.streams)
+    registrar.begin(record)
+    await registrar.aclose()
+    assert registrar._tasks == {}
+
+
 # What is lost is made again
 
 

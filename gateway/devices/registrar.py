@@ -145,8 +145,8 @@ class Registrar:
         cursor, uids = await self._catalog.changed(self._cursor)
         mine = set(self._tasks) if uids is None else uids & set(self._tasks)
         if mine:
-            wanted = {record.uid for record in await self._catalog.unfinished()}
-            for uid in mine - wanted:
+            # One that is settled ends by itself: what it clears up afterwards is not to be cut short.
+            for uid in mine - await self._catalog.present(mine):
                 task = self._tasks.get(uid)
                 if task is not None:
                     task.cancel()

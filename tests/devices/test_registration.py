@@ -551,6 +551,22 @@ async def test_a_proof_that_was_interrupted_goes_on_after_the_next_start(rig, su
     assert (await rig.catalog.get("one")).verification == "verified"
 
 
+async def test_what_is_cleared_up_after_a_proof_is_not_cut_short_by_the_feed(rig, supplied):
+    registrar = rig.registrar()
+    real = rig.catalog.remove_index
+
+    async def remove(key):
+        await registrar._follow()
+        await asyncio.sleep(0)
+        return await real(key)
+
+    rig.catalog.remove_index = remove
+    await rig.add(registrar, zinfo=supplied, verify="background")
+    await finish(registrar)
+    assert (await rig.catalog.get("one")).verification == "verified"
+    assert [path for path in rig.attempts() if "unproven" in path.parent.name] == []
+
+
 async def test_a_table_that_is_not_here_refutes_nothing(rig, supplied, monkeypatch):
     """Another replica may prove what this one was given the table for."""
     real, tries = MemoryBlob.stream, 0

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from gateway import errors
 from gateway.catalog.upkeep import release_leases
 from gateway.devices import registrar as registrar_module
+from gateway.devices.shelf import check_serving
 from gateway.layers import folder as folder_module
 from gateway.recipes import faults
 from gateway.recipes.faults import DOUBTFUL_ATTEMPTS
@@ -120,7 +121,7 @@ async def test_what_can_pass_is_waited_out_however_often_it_comes(rig, kind):
     assert (record.progress.error.code, record.progress.error.detail) == (kind.code, "the reason")
     assert abs(record.progress.retry_at - time.time()) < 60
     with pytest.raises(errors.DeviceNotReady, match="the reason"):
-        await rig.shelf.get("one")
+        check_serving(record)
     rig.source.error = None
     await finish(registrar)
     record = await rig.catalog.get("one")
@@ -380,6 +381,33 @@ async def test_losing_the_lease_ends_the_work_quietly_and_another_goes_on(rig):
     assert (await rig.catalog.get("one")).state == "ready"
 
 
+async def test_a_device_that_is_asked_for_again_while_its_failure_is_written_down_is_tried_at_once(rig):
+    rig.source.error = failure(errors.ManifestNotFound)
+    registrar = rig.registrar()
+    real = rig.catalog.end
+
+    async def end(record, event, why):
+        done = await real(record, event, why)
+        rig.source.error = None
+        await rig.add(registrar)
+        return done
+
+    rig.catalog.end = end
+    await rig.add(registrar)
+    await reach(rig, lambda record: record.state == "ready")
+    assert rig.source.resolved == 2
+
+
+async def test_nothing_begins_while_the_gateway_stops(rig):
+    rig.blob.gate = asyncio.Event()
+    registrar = rig.registrar()
+    record = await rig.add(registrar)
+    await reach(rig, lambda _: rig.blob.streams)
+    registrar.begin(record)
+    await registrar.aclose()
+    assert registrar._tasks == {}
+
+
 # What is lost is made again
 
 
@@ -522,6 +550,22 @@ async def test_a_proof_that_was_interrupted_goes_on_after_the_next_start(rig, su
     await second.start()
     await finish(second)
     assert (await rig.catalog.get("one")).verification == "verified"
+
+
+async def test_what_is_cleared_up_after_a_proof_is_not_cut_short_by_the_feed(rig, supplied):
+    registrar = rig.registrar()
+    real = rig.catalog.remove_index
+
+    async def remove(key):
+        await registrar._follow()
+        await asyncio.sleep(0)
+        return await real(key)
+
+    rig.catalog.remove_index = remove
+    await rig.add(registrar, zinfo=supplied, verify="background")
+    await finish(registrar)
+    assert (await rig.catalog.get("one")).verification == "verified"
+    assert [path for path in rig.attempts() if "unproven" in path.parent.name] == []
 
 
 async def test_a_table_that_is_not_here_refutes_nothing(rig, supplied, monkeypatch):

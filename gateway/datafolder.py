@@ -69,7 +69,8 @@ class DataFolder:
             )
         with lock:
             try:
-                # First of all: without it, what is made below would be taken for version 0.1.
+                # Under the lock: of two that start together, one makes the id. And first of all: without it, what is made
+                # below would be taken for version 0.1.
                 if not self.version.exists():
                     text = json.dumps({"format": FORMAT, "id": uuid.uuid4().hex})
                     durable.replace(self.version, text.encode(), mode=0o644)

@@ -9,7 +9,7 @@ callers keep serving what is open.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -153,6 +153,11 @@ class Catalog:
             return [each for each in found if each.unfinished]
 
         return await self._database.read(work)
+
+    async def present(self, uids: Collection[str]) -> set[str]:
+        """Those of these devices that have not been deleted."""
+        query = sa.select(devices.c.uid).where(devices.c.uid.in_(uids))
+        return await self._database.read(lambda connection: set(connection.execute(query).scalars()))
 
     async def progress(self, record: DeviceRecord, progress: Progress) -> None:
         """Show how far its registration is. That changes nothing that a reader of bytes needs to know.

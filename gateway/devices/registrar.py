@@ -58,6 +58,8 @@ class Registrar:
         self._parts = parts
         self._artifacts = artifacts
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._again: dict[str, DeviceRecord] = {}
+        self._closing = False
         self._restorations: dict[LayerKey, Restoration] = {}
         self._watcher: asyncio.Task[None] | None = None
         self._cursor = 0
@@ -76,6 +78,7 @@ class Registrar:
 
     async def aclose(self) -> None:
         """Stop; unfinished work goes on after the next start."""
+        self._closing = True
         restorations = [restoration.task for restoration in self._restorations.values()]
         watcher = [] if self._watcher is None else [self._watcher]
         tasks = [*watcher, *self._tasks.values(), *restorations]
@@ -85,13 +88,23 @@ class Registrar:
 
     def begin(self, record: DeviceRecord) -> None:
         """Register a device whose record was just made, or go on with an old one."""
-        if record.uid not in self._tasks:
+        if record.uid in self._tasks:
+            # It may be ending just now: a device that failed a moment ago is asked for again.
+            self._again[record.uid] = record
+        elif not self._closing:
             task = asyncio.create_task(self._own(record))
             self._tasks[record.uid] = task
-            task.add_done_callback(lambda _: self._tasks.pop(record.uid, None))
+            task.add_done_callback(lambda _: self._ended(record.uid))
+
+    def _ended(self, uid: str) -> None:
+        del self._tasks[uid]
+        again = self._again.pop(uid, None)
+        if again is not None:
+            self.begin(again)
 
     async def cancel(self, record: DeviceRecord) -> None:
         """Stop working on a device that was deleted."""
+        self._again.pop(record.uid, None)
         task = self._tasks.get(record.uid)
         if task is not None:
             task.cancel()
@@ -132,8 +145,8 @@ class Registrar:
         cursor, uids = await self._catalog.changed(self._cursor)
         mine = set(self._tasks) if uids is None else uids & set(self._tasks)
         if mine:
-            wanted = {record.uid for record in await self._catalog.unfinished()}
-            for uid in mine - wanted:
+            # One that is settled ends by itself: what it clears up afterwards is not to be cut short.
+            for uid in mine - await self._catalog.present(mine):
                 task = self._tasks.get(uid)
                 if task is not None:
                     task.cancel()

@@ -271,6 +271,15 @@ async def test_deleting_takes_the_references_and_the_last_one_takes_the_configur
     assert await catalog.remove_index(KEY) == "1"
 
 
+async def test_devices_are_present_until_they_are_deleted(catalog):
+    one = await ready(catalog)
+    two, _ = await catalog.create("two", SPEC)
+    assert await catalog.present({one.uid, two.uid, "0" * 32}) == {one.uid, two.uid}
+    await catalog.delete("one")
+    assert await catalog.present([one.uid, two.uid]) == {two.uid}
+    assert await catalog.present([]) == set()
+
+
 # Lists
 
 

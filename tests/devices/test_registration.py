@@ -380,6 +380,33 @@ async def test_losing_the_lease_ends_the_work_quietly_and_another_goes_on(rig):
     assert (await rig.catalog.get("one")).state == "ready"
 
 
+async def test_a_device_that_is_asked_for_again_while_its_failure_is_written_down_is_tried_at_once(rig):
+    rig.source.error = failure(errors.ManifestNotFound)
+    registrar = rig.registrar()
+    real = rig.catalog.end
+
+    async def end(record, event, why):
+        done = await real(record, event, why)
+        rig.source.error = None
+        await rig.add(registrar)
+        return done
+
+    rig.catalog.end = end
+    await rig.add(registrar)
+    await reach(rig, lambda record: record.state == "ready")
+    assert rig.source.resolved == 2
+
+
+async def test_nothing_begins_while_the_gateway_stops(rig):
+    rig.blob.gate = asyncio.Event()
+    registrar = rig.registrar()
+    record = await rig.add(registrar)
+    await reach(rig, lambda _: rig.blob.streams)
+    registrar.begin(record)
+    await registrar.aclose()
+    assert registrar._tasks == {}
+
+
 # What is lost is made again
 
 
@@ -522,6 +549,22 @@ async def test_a_proof_that_was_interrupted_goes_on_after_the_next_start(rig, su
     await second.start()
     await finish(second)
     assert (await rig.catalog.get("one")).verification == "verified"
+
+
+async def test_what_is_cleared_up_after_a_proof_is_not_cut_short_by_the_feed(rig, supplied):
+    registrar = rig.registrar()
+    real = rig.catalog.remove_index
+
+    async def remove(key):
+        await registrar._follow()
+        await asyncio.sleep(0)
+        return await real(key)
+
+    rig.catalog.remove_index = remove
+    await rig.add(registrar, zinfo=supplied, verify="background")
+    await finish(registrar)
+    assert (await rig.catalog.get("one")).verification == "verified"
+    assert [path for path in rig.attempts() if "unproven" in path.parent.name] == []
 
 
 async def test_a_table_that_is_not_here_refutes_nothing(rig, supplied, monkeypatch):

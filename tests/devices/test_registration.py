@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from gateway import errors
 from gateway.catalog.upkeep import release_leases
 from gateway.devices import registrar as registrar_module
+from gateway.devices.shelf import check_serving
 from gateway.layers import folder as folder_module
 from gateway.recipes import faults
 from gateway.recipes.faults import DOUBTFUL_ATTEMPTS
@@ -120,7 +121,7 @@ async def test_what_can_pass_is_waited_out_however_often_it_comes(rig, kind):
     assert (record.progress.error.code, record.progress.error.detail) == (kind.code, "the reason")
     assert abs(record.progress.retry_at - time.time()) < 60
     with pytest.raises(errors.DeviceNotReady, match="the reason"):
-        await rig.shelf.get("one")
+        check_serving(record)
     rig.source.error = None
     await finish(registrar)
     record = await rig.catalog.get("one")

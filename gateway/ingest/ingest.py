@@ -21,6 +21,8 @@ from gateway.layers.store import Draft, LayerStore
 _FEED_BYTES = 1 << 18
 # Each pass keeps two threads busy and a few MiB; more at a time would be no faster.
 _PASSES = 2
+# An index may be dropped between its pass and the look at it. A disk that damages each one is waited for elsewhere.
+_TRIES = 3
 
 OnProgress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
@@ -64,13 +66,17 @@ class Ingest:
         """
         key = LayerKey(promise.digest, cutting.cut)
         found = await self.find(key)
-        while found is None:
+        for _ in range(_TRIES):
+            if found is not None:
+                break
             async with self._catalog.lease(f"layer {key}") as lease:
                 found = await self.find(key)
                 if found is None:
                     async with self._passes:
                         await self._make(key, blob, promise, cutting, progress, lease)
                     found = await self.find(key)
+        if found is None:
+            raise StorageError(f"the index of {promise.digest} is lost or damaged as soon as it is made")
         progress(promise.size, promise.size)
         _keep(promise, found)
         return found

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
@@ -49,3 +54,24 @@ def test_a_catalog_that_cannot_be_migrated_is_a_storage_error(tmp_path):
     (tmp_path / "catalog.sqlite").write_bytes(b"no database" * 1000)
     with pytest.raises(StorageError, match="catalog"):
         migrate(f"sqlite:///{tmp_path}/catalog.sqlite")
+
+
+@pytest.mark.real
+def test_replicas_that_start_together_migrate_one_after_the_other(postgres_url):
+    name = f"fresh_{uuid.uuid4().hex[:8]}"
+    engine = sa.create_engine(postgres_url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sa.text(f"CREATE DATABASE {name}"))
+        url = sa.make_url(postgres_url).set(database=name).render_as_string(hide_password=False)
+        code = "import sys; from gateway.catalog.database import migrate; migrate(sys.argv[1])"
+        replicas = [
+            subprocess.Popen([sys.executable, "-c", code, url], cwd=Path(__file__).parents[2])
+            for _ in range(3)
+        ]
+        assert [replica.wait(60) for replica in replicas] == [0] * 3
+        made = open_engine(url)
+        with made.connect() as other:
+            assert set(metadata.tables) < set(sa.inspect(other).get_table_names())
+        made.dispose()
+        connection.execute(sa.text(f"DROP DATABASE {name}"))
+    engine.dispose()

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import sqlalchemy as sa
 
 from gateway.errors import (
     BlobMismatch,
     CorruptStream,
     DiffIdMismatch,
+    IndexAbsent,
+    IndexDamaged,
     InvalidLayer,
+    LeaseLost,
     RegistryTimeout,
     StorageError,
 )
@@ -22,8 +27,8 @@ from gateway.ingest.ingest import Ingest
 from gateway.ingest.layer_pass import Cutting, LayerPass, Promise
 from gateway.ingest.metadata import build_file, build_in_process
 from gateway.layers.codec import GZIP, IDENTITY
-from gateway.layers.folder import FolderStore
-from gateway.layers.index import SPANS, TOC
+from gateway.layers.folder import FolderDraft, FolderStore
+from gateway.layers.index import SPANS, TOC, IndexFacts
 from gateway.layers.key import LayerKey, cut_name
 from gateway.layers.open import OpenIndexes
 from tests.support import gzips
@@ -281,3 +286,127 @@ async def test_an_index_that_is_there_is_held_against_what_this_image_promises(i
     longer = Promise(PROMISE.digest, PROMISE.size + 1, PROMISE.diff_id)
     with pytest.raises(BlobMismatch):
         await make(ingest, MemoryBlob(BLOB), longer)
+
+
+# What happens to the index meanwhile
+
+
+async def test_a_disk_that_damages_each_index_ends_in_an_error_and_not_in_passes_for_ever(
+    ingest, tmp_path, monkeypatch
+):
+    async def damaged(key, row):
+        raise IndexDamaged("as the test wants it")
+
+    monkeypatch.setattr(ingest._store, "open", damaged)
+    blob = MemoryBlob(BLOB)
+    with pytest.raises(StorageError, match="as soon as it is made"):
+        await make(ingest, blob)
+    assert 1 <= blob.streams <= 3
+    assert leftovers(tmp_path) == []
+
+
+async def test_a_pass_that_loses_its_lease_ends_and_leaves_nothing(ingest, catalog, tmp_path, monkeypatch):
+    monkeypatch.setattr(catalog.leases, "_seconds", 0.05)
+    blob = MemoryBlob(BLOB, chunk=1000)
+    blob.gate = asyncio.Event()
+
+    async def lost(statement, lease):
+        return 0
+
+    monkeypatch.setattr(catalog.leases, "_set", lost)
+    with pytest.raises(LeaseLost):
+        await asyncio.wait_for(make(ingest, blob), 20)
+    assert leftovers(tmp_path) == []
+    assert await catalog.index_row(KEY) is None
+
+
+async def test_a_pass_that_comes_too_late_leaves_what_counts_and_removes_its_own(
+    ingest, catalog, tmp_path, open_catalog, executor, monkeypatch
+):
+    """Its lease went to somebody else, who is ready by now."""
+    other = another_ingest(tmp_path, open_catalog(), executor)
+    commit, counting = catalog.commit_index, []
+
+    async def late(key, row, lease):
+        monkeypatch.setattr(catalog, "commit_index", commit)
+        await catalog._database.write(
+            lambda connection: connection.execute(sa.text("UPDATE leases SET until = 0"))
+        )
+        await make(other, MemoryBlob(BLOB))
+        counting.append(await catalog.index_row(KEY))
+        return await commit(key, row, lease)
+
+    monkeypatch.setattr(catalog, "commit_index", late)
+    with pytest.raises(LeaseLost):
+        await make(ingest, MemoryBlob(BLOB))
+    assert [await catalog.index_row(KEY)] == counting
+    assert attempt(tmp_path).name == counting[0].attempt
+    assert await ingest.find(KEY) is not None
+
+
+@pytest.mark.parametrize("where", ["checkpoint", "complete"])
+async def test_a_full_disk_is_a_storage_error_and_leaves_nothing(
+    ingest, catalog, tmp_path, monkeypatch, where
+):
+    def full(*_args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderDraft, where, full)
+        with pytest.raises(StorageError, match="No space left"):
+            await make(ingest, MemoryBlob(BLOB))
+    assert leftovers(tmp_path) == []
+    assert await catalog.index_row(KEY) is None
+    assert (await make(ingest, MemoryBlob(BLOB))).size == len(TAR)
+
+
+async def test_an_index_that_is_put_again_takes_the_place_of_the_one_before(ingest, catalog, tmp_path):
+    facts = IndexFacts(
+        blob=KEY.blob,
+        blob_size=len(BLOB),
+        codec="identity",
+        cut="x",
+        span_size=1,
+        size=0,
+        sha256="",
+        files={},
+    )
+    key = LayerKey(KEY.blob, "x")
+    for _ in range(2):
+        await ingest.put(key, facts, b"", lambda draft: None)
+        assert attempt(tmp_path).name == (await catalog.index_row(key)).attempt
+        assert (await ingest.find(key)).size == 0
+
+
+async def test_contents_that_were_damaged_are_said_to_be_and_dropped(ingest, catalog, tmp_path):
+    await make(ingest, MemoryBlob(BLOB))
+    index = await ingest.open(KEY)
+    assert (await ingest.contents(index)).name == TOC
+    (attempt(tmp_path) / TOC).write_bytes(b"other")
+    with pytest.raises(IndexDamaged):
+        await ingest.contents(index)
+    assert await catalog.index_row(KEY) is None
+    assert leftovers(tmp_path) == []
+    with pytest.raises(IndexAbsent):
+        await ingest.open(KEY)
+
+
+async def test_passes_of_many_layers_are_made_two_at_a_time(ingest):
+    blobs = []
+    for number in range(4):
+        data = content(10_000, 30 + number)
+        blob = MemoryBlob(data)
+        blob.gate = asyncio.Event()
+        blobs.append(blob)
+    cutting = Cutting(IDENTITY, cut_name("identity", 65536), 65536)
+    work = [
+        asyncio.create_task(ingest.index(blob, Promise(sha256(blob.data), blob.size), cutting, quiet))
+        for blob in blobs
+    ]
+    async with asyncio.timeout(20):
+        while ingest._passes.locked() is False or sum(blob.streams for blob in blobs) < 2:
+            await asyncio.sleep(0.001)
+    assert sum(blob.streams for blob in blobs) == 2
+    for blob in blobs:
+        blob.gate.set()
+    assert [facts.size for facts in await asyncio.gather(*work)] == [10_000] * 4

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import os
+from pathlib import Path
+
 import pytest
 
 from gateway.artifacts import Artifacts
-from gateway.errors import ArtifactDamaged, ArtifactNotFound, ContentMismatch, InvalidRequest, PayloadTooLarge
+from gateway.errors import (
+    ArtifactDamaged,
+    ArtifactNotFound,
+    ContentMismatch,
+    InvalidRequest,
+    PayloadTooLarge,
+    StorageError,
+)
 from tests.support.layers import content, sha256
 
 DATA = content(100_000, 3)
@@ -81,3 +93,64 @@ async def test_a_finished_file_is_adopted_in_place_of_a_damaged_one(artifacts, t
     assert await artifacts.adopt(made) == DIGEST
     assert not made.exists()
     assert await artifacts.read(DIGEST) == DATA
+
+
+async def test_an_upload_takes_the_place_of_what_is_no_file(artifacts, tmp_path):
+    (tmp_path / "artifacts" / DIGEST.partition(":")[2]).mkdir()
+    with pytest.raises(ArtifactDamaged, match="upload it again"):
+        await artifacts.read(DIGEST)
+    assert await artifacts.put(DIGEST, body()) is True
+    assert await artifacts.read(DIGEST) == DATA
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.EACCES])
+async def test_what_cannot_be_read_just_now_is_neither_lost_nor_damaged(artifacts, monkeypatch, number):
+    await artifacts.put(DIGEST, body())
+    real = Path.open
+
+    def fail(path, *args, **options):
+        if path.name == DIGEST.partition(":")[2]:
+            raise OSError(number, os.strerror(number))
+        return real(path, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", fail)
+        blob = artifacts.blob(DIGEST, len(DATA))
+        for call in (artifacts.verified(DIGEST), artifacts.read(DIGEST), blob.read(0, 10)):
+            with pytest.raises(StorageError, match=os.strerror(number)) as error:
+                await call
+            assert type(error.value) is StorageError
+    assert await artifacts.read(DIGEST) == DATA
+
+
+async def test_a_disk_that_takes_no_more_is_a_storage_error_and_leaves_nothing(
+    artifacts, tmp_path, monkeypatch
+):
+    def fail(temporary, target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("blockgate.durable.publish", fail)
+    with pytest.raises(StorageError, match="No space left"):
+        await artifacts.put(DIGEST, body())
+    made = artifacts.scratch()
+    made.write_bytes(DATA)
+    with pytest.raises(StorageError, match="No space left"):
+        await artifacts.adopt(made)
+    made.unlink()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+async def test_an_upload_that_is_cancelled_leaves_nothing(artifacts, tmp_path):
+    begun = asyncio.Event()
+
+    async def endless():
+        yield DATA[:10]
+        begun.set()
+        await asyncio.Event().wait()
+
+    upload = asyncio.create_task(artifacts.put(DIGEST, endless()))
+    await asyncio.wait_for(begun.wait(), 20)
+    upload.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await upload
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -126,3 +127,30 @@ def test_an_id_that_cannot_be_read_is_a_storage_error(tmp_path, text):
         (tmp_path / "VERSION").write_text(text)
     with pytest.raises(StorageError, match="VERSION"):
         DataFolder(tmp_path).id()
+
+
+def test_a_lock_that_cannot_be_taken_is_a_storage_error(tmp_path):
+    (tmp_path / "locks" / "gateway").mkdir(parents=True)
+    with pytest.raises(StorageError, match="--data-dir"), DataFolder(tmp_path).claimed():
+        pytest.fail("it was taken")
+
+
+def test_a_start_that_was_cut_short_is_not_taken_for_version_0_1(tmp_path, monkeypatch):
+    """Whatever is made of a folder, it says what it is before anything else is in it."""
+    real, made = Path.mkdir, []
+
+    def mkdir(path, *args, **options):
+        made.append(path.name)
+        if len(made) > limit:
+            raise KeyboardInterrupt
+        real(path, *args, **options)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    for limit in range(1, 5):
+        made.clear()
+        with pytest.raises(KeyboardInterrupt), DataFolder(tmp_path / str(limit)).claimed():
+            pytest.fail("it was taken")
+    monkeypatch.undo()
+    for limit in range(1, 5):
+        with DataFolder(tmp_path / str(limit)).claimed():
+            pass

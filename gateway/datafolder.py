@@ -69,13 +69,8 @@ class DataFolder:
             )
         with lock:
             try:
-<<<<<<< HEAD
-                # First of all: without it, what is made below would be taken for version 0.1. And not before the lock:
-                # of two that start together, one makes the folder's id.
-=======
                 # Under the lock: of two that start together, one makes the id. And first of all: without it, what is made
                 # below would be taken for version 0.1.
->>>>>>> catalogtests
                 if not self.version.exists():
                     text = json.dumps({"format": FORMAT, "id": uuid.uuid4().hex})
                     durable.replace(self.version, text.encode(), mode=0o644)

@@ -30,7 +30,9 @@ class Shared(Generic[T]):
         """The value, half a second old at most."""
         async with self._lock:
             if self._made is None or time.monotonic() - self._made[0] > _SHARED_SECONDS:
-                self._made = time.monotonic(), await self._make()
+                made = await self._make()
+                # Counted from its end: else those who waited for one that takes longer would each make another.
+                self._made = time.monotonic(), made
             return self._made[1]
 
     def forget(self) -> None:

@@ -38,7 +38,7 @@ class Maps:
         """The cells of a device's address space. Raises what opening its indexes raises."""
         for layer in _layers(device):
             await layer.open()
-        look = _Look.at(self._services.store, [device])
+        look = _Look.at(self._services.store)
         return await asyncio.to_thread(self._cells, device, look)
 
     async def tell(self) -> None:
@@ -53,8 +53,8 @@ class Maps:
             if told != now:
                 found.append((told[:2] == now[:2], name, now))
         chosen = sorted(found, key=lambda each: each[0])[:_AT_ONCE]
-        look = _Look.at(store, [opened[name] for _, name, _ in chosen])
-        done = await asyncio.to_thread(self._tell, [opened[name] for _, name, _ in chosen], look)
+        devices = [opened[name] for _, name, _ in chosen]
+        done = await asyncio.to_thread(self._tell, devices, _Look.at(store))
         for _, name, now in chosen:
             # Put at the end, so that the next ones come first where there are too many.
             self._told.pop(name, None)
@@ -96,23 +96,19 @@ class _Look:
     """What a process held at one moment, as it lay there."""
 
     memory: list[SpanKey]
-    own: dict[int, list[SpanKey]]
-    """By the ``id`` of layers that have a memory of their own."""
     fetching: list[SpanKey]
     states: list[tuple[SpanKey, SpanState]]
 
     @classmethod
-    def at(cls, store: SpanStore, devices: Iterable[Device]) -> _Look:
+    def at(cls, store: SpanStore) -> _Look:
         """Copy it. On the event loop."""
-        alone = [layer for device in devices for layer in _layers(device) if layer.memory is not store.memory]
-        own = {id(layer): layer.memory.keys() for layer in alone}
-        return cls(store.memory.keys(), own, store.flights.under_way(), store.states())
+        memory = store.memory.keys() + store.unproven.keys()
+        return cls(memory, store.flights.under_way(), store.states())
 
     def sort(self) -> _Places:
         """By layer. On any thread."""
         return _Places(
             _by_layer(self.memory),
-            {layer: {key.span for key in keys} for layer, keys in self.own.items()},
             _by_layer(self.fetching),
             _by_layer(key for key, state in self.states if state is SpanState.FAILED),
         )
@@ -121,7 +117,6 @@ class _Look:
 @dataclass(frozen=True)
 class _Places:
     memory: dict[LayerKey, set[int]]
-    own: dict[int, set[int]]
     fetching: dict[LayerKey, set[int]]
     failed: dict[LayerKey, set[int]]
 
@@ -129,7 +124,7 @@ class _Places:
         """Reads and state of each span in this process; the disk tier is left out, it belongs to all."""
         reads = layer.reads[:]
         spans = LayerSpans(reads, bytearray(len(reads)))
-        in_memory = self.own.get(id(layer), self.memory.get(layer.key, set()))
+        in_memory = self.memory.get(layer.key, set())
         _mark(spans, in_memory, Held.MEMORY)
         _mark(spans, self.fetching.get(layer.key, set()) - in_memory, Held.FETCHING)
         _mark(spans, self.failed.get(layer.key, set()), Held.FAILED)

@@ -37,7 +37,7 @@ async def gateway(tmp_path, images, monkeypatch):
 
 
 async def stats(gateway):
-    gateway.app.state.__dict__.get("_state", {}).pop("shared_stats", None)
+    gateway.worker.stats.forget()
     return (await gateway.client.get("/v1/stats")).json()
 
 
@@ -65,7 +65,7 @@ async def test_devices_in_quarantine_are_named_though_they_are_far_behind(gatewa
 async def test_other_workers_are_told_of_a_bounded_number_of_devices_at_a_time_and_at_last_of_all(gateway):
     for number in range(2 * AT_ONCE):
         await gateway.services.shelf.get(f"copy-{number:03}")
-    maps = gateway.app.state.observation._maps
+    maps = gateway.worker.observation._maps
     counts = []
     for _ in range(3):
         await maps.tell()
@@ -76,7 +76,7 @@ async def test_other_workers_are_told_of_a_bounded_number_of_devices_at_a_time_a
 async def test_other_workers_are_told_first_of_what_was_read(gateway):
     for number in range(2 * AT_ONCE):
         await gateway.services.shelf.get(f"copy-{number:03}")
-    maps = gateway.app.state.observation._maps
+    maps = gateway.worker.observation._maps
     await maps.tell()
     await maps.tell()
     for path in gateway.services.data.run.glob("*.reads"):
@@ -92,7 +92,7 @@ async def test_other_workers_are_told_first_of_what_was_read(gateway):
 
 async def test_the_kernel_is_asked_and_numbers_are_written_on_a_thread(gateway, monkeypatch):
     loop, seen = threading.get_ident(), []
-    asked, publish = collect.process_numbers, gateway.app.state.observation._workers.publish
+    asked, publish = collect.process_numbers, gateway.worker.observation._workers.publish
 
     def noted(numbers):
         seen.append(threading.get_ident())
@@ -103,7 +103,7 @@ async def test_the_kernel_is_asked_and_numbers_are_written_on_a_thread(gateway, 
         publish(snapshot)
 
     monkeypatch.setattr(collect, "process_numbers", noted)
-    monkeypatch.setattr(gateway.app.state.observation._workers, "publish", published)
+    monkeypatch.setattr(gateway.worker.observation._workers, "publish", published)
     assert (await gateway.client.get("/metrics")).status_code == 200
     assert len(seen) >= 2
     assert loop not in seen

@@ -2,10 +2,12 @@
 
 import asyncio
 import gc
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.api import worker
 from gateway.errors import BlobNotFound, RegistryUnreachable, StorageError
 from gateway.recipes.records import Failure
 from gateway.recipes.states import Event
@@ -445,3 +447,19 @@ async def test_a_disk_cache_that_cannot_be_written_is_trouble(gateway):
     assert shown["status"] == {"level": "trouble", "reason": "the disk cache cannot be written"}
     assert shown["caches"]["disk_errors"] == 2
     assert (await samples(gateway))["blockgate_cache_write_errors_total", "ENOSPC"] == 2
+
+
+async def test_who_waited_for_a_look_that_took_long_makes_no_other(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(worker, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    looks = 0
+
+    async def look():
+        nonlocal looks
+        looks += 1
+        await asyncio.sleep(0)
+        clock[0] += 10
+        return looks
+
+    shared = worker.Shared(look)
+    assert await asyncio.gather(*(shared.get() for _ in range(5))) == [1] * 5

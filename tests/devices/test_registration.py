@@ -382,7 +382,7 @@ async def test_losing_the_lease_ends_the_work_quietly_and_another_goes_on(rig):
 
 
 async def test_a_device_that_is_asked_for_again_while_its_failure_is_written_down_is_tried_at_once(rig):
-    rig.source.error = failure(errors.ManifestNotFound)
+    rig.source.error = failure(errors.ImageNotFound)
     registrar = rig.registrar()
     real = rig.catalog.end
 

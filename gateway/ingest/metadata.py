@@ -11,9 +11,11 @@ import asyncio
 import contextlib
 import json
 import mmap
+import signal
 import subprocess
 import sys
-from collections.abc import Coroutine, Mapping, Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -78,29 +80,43 @@ def build_file(tocs: Sequence[Path], output: Path) -> BuiltMetadata:
 
 async def build_in_process(tocs: Sequence[Path], output: Path) -> BuiltMetadata:
     """Build in a process of its own; ends it when cancelled. Raises ``InvalidLayer`` or ``StorageError``."""
-    command = [sys.executable, "-m", __name__, str(output), *map(str, tocs)]
-    # Starting a process takes as long as copying this one's page tables: not on the event loop.
-    process = await _outlasting(asyncio.to_thread(_start, command))
+    process = _Process([sys.executable, "-m", __name__, str(output), *map(str, tocs)])
+    running = asyncio.ensure_future(asyncio.to_thread(process.run))
     try:
-        answer, _ = await asyncio.to_thread(process.communicate)
-    finally:
-        process.kill()  # nothing to one that has ended
-        await asyncio.shield(asyncio.to_thread(process.wait))
-    return _answered(answer, process.returncode)
-
-
-def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)  # noqa: S603 - this program itself
-
-
-async def _outlasting(work: Coroutine[Any, Any, subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
-    """The process that a thread starts; ended again if the caller was cancelled meanwhile."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
+        answer, status = await asyncio.shield(running)
     except asyncio.CancelledError:
-        task.add_done_callback(lambda done: done.result().kill() if done.exception() is None else None)
+        await asyncio.to_thread(process.end)
+        await asyncio.wait([running])
         raise
+    return _answered(answer, status)
+
+
+class _Process:
+    """A process on threads: starting one takes as long as copying this one's page tables, too long for the event loop."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._command = command
+        self._lock = threading.Lock()
+        self._started: subprocess.Popen[bytes] | None = None
+        self._ended = False
+
+    def run(self) -> tuple[bytes, int]:
+        """What it writes, and its exit status."""
+        with self._lock:
+            if self._ended:
+                return b"", -signal.SIGKILL
+            self._started = subprocess.Popen(  # noqa: S603 - this program itself
+                self._command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+            )
+        answer, _ = self._started.communicate()
+        return answer, self._started.returncode
+
+    def end(self) -> None:
+        """Kill it, also if it has not begun yet."""
+        with self._lock:
+            self._ended = True
+            if self._started is not None:
+                self._started.kill()
 
 
 def _answered(answer: bytes, status: int) -> BuiltMetadata:

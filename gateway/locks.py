@@ -36,3 +36,18 @@ def _held(path: Path, fd: int) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         os.close(fd)
+
+
+@contextmanager
+def held(path: Path, *, shared: bool = False, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of a file that stays, among all processes and calls; blocking. Raises ``OSError``.
+
+    ``shared`` holders exclude only others that are not. Without ``wait`` it is ``BlockingIOError`` when it is held.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(fd, kind if wait else kind | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(fd)

@@ -7,11 +7,11 @@ it is the kernel's backend identifier, so that nobody takes over a device that i
 from __future__ import annotations
 
 import json
-import os
 import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from blockgate import durable
 from nbd_client.errors import RecordInvalid
 from nbd_client.source.response import Pin
 
@@ -57,14 +57,8 @@ class Records:
     def save(self, record: Record) -> None:
         """Write or replace."""
         path = self._path(record)
-        temporary = path.with_suffix(".new")
         text = json.dumps({"version": VERSION, **asdict(record)}, indent=1, sort_keys=True) + "\n"
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        durable.replace(path, text.encode())
 
     def remove(self, record: Record) -> None:
         """Forget."""

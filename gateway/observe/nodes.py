@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-import uuid
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from blockgate import durable
 from gateway.errors import Overloaded, StorageError
 
 SILENT_SECONDS = 60.0
@@ -66,13 +66,9 @@ class Nodes:
                 f"{_MAX_NODES} nodes report already; forgotten ones make room", retry_after_seconds=60
             )
         record = NodeRecord(name=name, reported_at=time.time(), report=report)
-        temporary = self._folder / f"{uuid.uuid4().hex}.tmp"
         try:
-            temporary.write_text(record.model_dump_json())
-            temporary.rename(path)
+            durable.replace(path, record.model_dump_json().encode(), sync=False)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
             raise StorageError(f"the report of node {name!r} cannot be kept: {error.strerror}") from error
 
     def all(self) -> list[NodeRecord]:

@@ -13,17 +13,16 @@ another worker is asked next. A gateway of one worker writes nothing.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
+from blockgate import durable
+from gateway.locks import held
 from gateway.metrics import Numbers
 
 _FRESH_SECONDS = 15.0
@@ -89,7 +88,7 @@ class Workers:
         if not self.shared:
             return []
         found = []
-        with self._lock(fcntl.LOCK_SH):
+        with held(self.folder / "lock", shared=True):
             for path in self.folder.glob("*.json"):
                 if path.stem != self.name:
                     with contextlib.suppress(OSError, ValueError):
@@ -111,7 +110,7 @@ class Workers:
         """Add up the snapshots of workers that ended into one, so that restarts do not pile up files."""
         if not self.shared:
             return
-        with self._lock(fcntl.LOCK_EX):
+        with held(self.folder / "lock"):
             gone = [path for path in self.folder.glob("*-*.json") if not _runs(path.stem)]
             if not gone:
                 return
@@ -126,15 +125,7 @@ class Workers:
                     reads.unlink(missing_ok=True)
 
     def _replace(self, name: str, content: bytes) -> None:
-        temporary = self.folder / f"{self.name}.{name}.tmp"
-        temporary.write_bytes(content)
-        temporary.rename(self.folder / name)
-
-    @contextmanager
-    def _lock(self, kind: int) -> Iterator[None]:
-        with (self.folder / "lock").open("wb") as file:
-            fcntl.flock(file, kind)
-            yield
+        durable.replace(self.folder / name, content, sync=False)
 
 
 def _runs(worker: str) -> bool:

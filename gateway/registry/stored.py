@@ -7,9 +7,7 @@ the catalog's: a dump of the database holds no password.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +17,7 @@ from pydantic import SecretStr
 
 from blockgate import durable
 from gateway.errors import InvalidRequest, StorageError
+from gateway.locks import held
 from gateway.registry.credentials import Credentials
 
 _VERSION = 1
@@ -75,15 +74,12 @@ class StoredCredentials:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[dict[str, Credentials]]:
         """Between reading and renaming no other worker writes. The lock is a file that stays: it is not the data."""
-        try:
-            fd = os.open(self._path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise self._failure("written", error) from error
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(held(self._path.with_suffix(".lock")))
+            except OSError as error:
+                raise self._failure("written", error) from error
             yield self._read()
-        finally:
-            os.close(fd)
 
     def _read(self) -> dict[str, Credentials]:
         try:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import struct
@@ -27,6 +26,7 @@ from typing import ParamSpec, TypeVar
 from blockgate import durable
 from blockgate.reader import Bytes
 from gateway.layers.key import LayerKey, SpanKey
+from gateway.locks import held
 from gateway.spans.locks import SpanLocks
 from gateway.spans.tier import Origin
 
@@ -185,8 +185,7 @@ class SpanFiles:
             # One process evicts at a time; the others find room when they measure next. They do not wait for it: reads
             # share these threads, and it may hang.
             try:
-                with (self.folder / "evict.lock").open("w") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                with held(self.folder / "evict.lock", wait=False):
                     self._evict(size)
             except BlockingIOError:
                 return False

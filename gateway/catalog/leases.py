@@ -39,6 +39,7 @@ class Leases:
         self._database = database
         self._owner = owner
         self._seconds = seconds
+        self._pause = seconds / 3
         now = database.now
         self._claim = sa.text(
             f"INSERT INTO leases (name, owner, token, until) VALUES (:n, :o, 1, {now} + :s) "  # noqa: S608 - a constant
@@ -81,7 +82,7 @@ class Leases:
             nonlocal lost
             good_until = time.monotonic() + self._seconds
             while True:
-                await asyncio.sleep(self._seconds / 3)
+                await asyncio.sleep(self._pause)
                 asked = time.monotonic()
                 try:
                     # A database that hangs says nothing either.

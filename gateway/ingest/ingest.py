@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from blockgate.reader import Blob, Bytes
 from gateway.catalog.catalog import Catalog
@@ -120,12 +121,12 @@ class Ingest:
     ) -> None:
         try:
             async with self._store.draft(key) as draft:
-                work = await self._run(lambda: LayerPass(promise, cutting, draft))
+                work = await self._begin(promise, cutting, draft)
                 try:
                     await self._pass(work, blob, promise, progress)
                 finally:
                     # A thread is not cancelled with who waits for it: it ends before its files are removed.
-                    await _outlasted(asyncio.get_running_loop().run_in_executor(self._executor, work.close))
+                    await _outlasted(self._start(work.close))
                 await self._commit(key, await draft.publish(), lease)
         except OSError as error:
             raise StorageError(
@@ -163,8 +164,20 @@ class Ingest:
     def _start(self, call: Callable[[], None]) -> asyncio.Future[None]:
         return asyncio.get_running_loop().run_in_executor(self._executor, call)
 
-    async def _run(self, call: Callable[[], LayerPass]) -> LayerPass:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+    async def _begin(self, promise: Promise, cutting: Cutting, draft: Draft) -> LayerPass:
+        """A pass; it opens files and has a thread, so one that nobody waits for any more is closed here."""
+        loop = asyncio.get_running_loop()
+        starting = loop.run_in_executor(self._executor, LayerPass, promise, cutting, draft)
+        try:
+            await asyncio.wait([starting])
+        except asyncio.CancelledError:
+            try:
+                await _outlasted(starting)
+            finally:
+                if starting.exception() is None:
+                    await _outlasted(self._start(starting.result().close))
+            raise
+        return starting.result()
 
 
 def _keep(promise: Promise, facts: IndexFacts) -> None:
@@ -183,7 +196,7 @@ async def _result(running: asyncio.Future[None]) -> None:
     running.result()
 
 
-async def _outlasted(running: asyncio.Future[None]) -> None:
+async def _outlasted(running: asyncio.Future[Any]) -> None:
     """Wait for a thread's work, whatever its outcome. A cancellation that comes meanwhile is raised afterwards."""
     cancelled = False
     while not running.done():

@@ -79,9 +79,13 @@ class LayerPass:
         self._bits = bytearray()
         self._pending = bytearray()
         self._objection: BlockgateError | None = None
-        if self._windowed:
-            draft.begin_checkpoints(cutting.span_size)
-        self._indexer = cutting.codec.indexer(cutting.span_size, self._output, self._cut, self._supplied)
+        try:
+            if self._windowed:
+                draft.begin_checkpoints(cutting.span_size)
+            self._indexer = cutting.codec.indexer(cutting.span_size, self._output, self._cut, self._supplied)
+        except BaseException:
+            self.close()
+            raise
 
     def feed(self, data: bytes) -> None:
         """The next bytes of the blob. Raises ``BlobMismatch`` when it is longer than promised."""

@@ -27,7 +27,7 @@ def quick(monkeypatch):
 
 
 def eager(leases):
-    leases._seconds = 0.03
+    leases._pause = 0.01
     return leases
 
 
@@ -120,7 +120,7 @@ async def test_who_is_cancelled_while_it_loses_the_lease_is_cancelled(catalog, m
 
 async def test_a_database_that_does_not_answer_for_a_moment_costs_no_lease(catalog, monkeypatch):
     leases = catalog.leases
-    leases._seconds = 0.3
+    leases._pause = 0.01
     real, failed, renewed = leases._set, [], asyncio.Event()
 
     async def setting(statement, lease):

@@ -359,7 +359,7 @@ async def test_losing_the_lease_ends_the_work_quietly_and_another_goes_on(rig):
     registrar = rig.registrar()
     record = await rig.add(registrar)
     await reach(rig, lambda _: rig.blob.streams)
-    rig.catalog.leases._seconds = 0.03
+    rig.catalog.leases._pause = 0.01
     (task,) = registrar._tasks.values()
     task.cancel()
     await finish(registrar)
@@ -373,7 +373,7 @@ async def test_losing_the_lease_ends_the_work_quietly_and_another_goes_on(rig):
     await finish(registrar)
     record = await rig.catalog.get("one")
     assert (record.state, record.failure) == ("indexing", None)
-    rig.catalog.leases._seconds = 15
+    rig.catalog.leases._pause = 5
     rig.blob.gate.set()
     second = rig.registrar()
     await second.start()

@@ -186,6 +186,42 @@ async def test_a_pass_that_is_cancelled_while_a_thread_works_for_it_ends_after_t
     assert done == (["closed", "close"] if method == "close" else [method, "closed"])
 
 
+async def test_a_pass_that_is_cancelled_while_it_begins_is_closed(ingest, tmp_path, monkeypatch):
+    begun, go, closed = threading.Event(), threading.Event(), []
+    start, close = LayerPass.__init__, LayerPass.close
+
+    def slow(self, *args):
+        begun.set()
+        assert go.wait(20)
+        start(self, *args)
+
+    def closing(self):
+        close(self)
+        closed.append(self._lane._thread.is_alive())
+
+    monkeypatch.setattr(LayerPass, "__init__", slow)
+    monkeypatch.setattr(LayerPass, "close", closing)
+    task = asyncio.create_task(make(ingest, MemoryBlob(BLOB)))
+    assert await asyncio.to_thread(begun.wait, 20)
+    task.cancel()
+    asyncio.get_running_loop().call_soon(go.set)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert closed == [False]
+    assert leftovers(tmp_path) == []
+
+
+async def test_a_pass_that_cannot_begin_leaves_no_thread(ingest, tmp_path, monkeypatch):
+    def full(*_args):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(FolderDraft, "begin_checkpoints", full)
+    with pytest.raises(StorageError, match="Too many"):
+        await make(ingest, MemoryBlob(BLOB))
+    assert [thread for thread in threading.enumerate() if thread.name == "digests"] == []
+    assert leftovers(tmp_path) == []
+
+
 # Metadata in a process of its own
 
 
@@ -306,7 +342,7 @@ async def test_a_disk_that_damages_each_index_ends_in_an_error_and_not_in_passes
 
 
 async def test_a_pass_that_loses_its_lease_ends_and_leaves_nothing(ingest, catalog, tmp_path, monkeypatch):
-    monkeypatch.setattr(catalog.leases, "_seconds", 0.05)
+    monkeypatch.setattr(catalog.leases, "_pause", 0.01)
     blob = MemoryBlob(BLOB, chunk=1000)
     blob.gate = asyncio.Event()
 

@@ -10,9 +10,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
-from tests.support.processes import Process, free_port, port_answers
+from tests.support.processes import Process, Ready, free_port
 
 # It refuses to run as root; Debian's package brings this account.
 _ACCOUNT = "postgres"
@@ -26,6 +27,25 @@ def _programs() -> Path:
     if not versions:
         pytest.skip("the program postgres is missing: install the Debian package postgresql")
     return versions[-1].parent
+
+
+def _takes_logins(port: int, password: str) -> Ready:
+    """Ready once a login succeeds: the port is open before, while the server still starts up."""
+
+    def ready() -> bool:
+        with contextlib.suppress(psycopg.OperationalError):
+            psycopg.connect(
+                host="127.0.0.1",
+                port=port,
+                user="blockgate",
+                password=password,
+                dbname="postgres",
+                connect_timeout=2,
+            ).close()
+            return True
+        return False
+
+    return ready
 
 
 @contextlib.contextmanager
@@ -74,7 +94,7 @@ def running() -> Iterator[str]:
         process = Process(
             argv,
             log=folder / "log",
-            ready=port_answers(port),
+            ready=_takes_logins(port, password),
             cwd=folder,
             user=user,
             stop_signal=signal.SIGINT,

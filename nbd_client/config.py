@@ -6,7 +6,6 @@ Unknown keys are refused. The result is frozen and handed down as plain values.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import ByteSize, Field, ValidationError
@@ -36,7 +35,6 @@ class NodeSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
-    run_dir: Path = Field(Path("/run/blockgate-nbd"), description="The agent's socket, log and records")
     connections: int = Field(64, ge=1, le=1024, description="HTTP connections at a time, per device")
     cache: ByteSize = Field(ByteSize(64 * _MIB), description="Memory for what was read, per device in use")
     readahead: ByteSize = Field(ByteSize(8 * _MIB), description="Largest readahead of one stream; 0: none")

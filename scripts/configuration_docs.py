@@ -81,6 +81,9 @@ may read `/metrics`. `/livez` and `/readyz` need none.
 NODE = """
 ## Node (`blockgate-nbd`)
 
+The agent's folder (its socket, log and records) is known before any setting is read: it is `--run-dir` of every command, or
+`BLOCKGATE_NBD_RUN_DIR`; `/run/blockgate-nbd` by default.
+
 """
 
 TOML_HEAD = """# Every setting of the gateway with its default. What is commented out has none, and shows an example.
@@ -187,7 +190,7 @@ def page() -> str:
             TOKENS,
             entries(TokenEntry, token),
             NODE,
-            table(NodeSettings, "BLOCKGATE_NBD_", {"run_dir": "--run-dir"}),
+            table(NodeSettings, "BLOCKGATE_NBD_", {}),
         ]
     )
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 
@@ -38,7 +37,13 @@ def test_what_cannot_be_is_refused(tmp_path, text):
 
 def test_every_setting_says_what_it_means():
     assert all(field.description for field in NodeSettings.model_fields.values())
-    assert load(run_dir="/x").run_dir == Path("/x")
+
+
+def test_the_agents_folder_is_no_setting_of_the_file(tmp_path):
+    """Each command looks for the agent before it reads the file: what the file said would be read by nobody."""
+    (tmp_path / "nbd.toml").write_text('run_dir = "/elsewhere"\n')
+    with pytest.raises(InvalidOption, match="run_dir"):
+        load()
 
 
 def test_the_ladder_of_deadlines_climbs():

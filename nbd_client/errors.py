@@ -12,8 +12,7 @@ into NBD error numbers is :func:`nbd_client.server.errno_of`.
     │   ├── InvalidUrl                 not a URL that can be served
     │   └── InvalidOption              an option or address that makes no sense
     ├── ProtocolError                  NBD: the other side broke a rule
-    │   ├── ClientProtocolError        ... and it was the client
-    │   └── ServerProtocolError        ... and it was the server
+    │   └── ClientProtocolError        ... and it was the client
     ├── SourceError                    the URL did not deliver
     │   ├── SourceUnreachable          DNS, connect, reset, TLS
     │   ├── SourceTimeout              no whole answer before the deadline
@@ -59,10 +58,6 @@ class ProtocolError(BlockgateError):
 
 class ClientProtocolError(ProtocolError):
     code = "nbd_client_protocol"
-
-
-class ServerProtocolError(ProtocolError):
-    code = "nbd_server_protocol"
 
 
 class SourceError(BlockgateError):

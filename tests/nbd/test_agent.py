@@ -26,10 +26,10 @@ from nbd_client.errors import (
 )
 from nbd_client.kernel.attach import KernelAttachment
 from nbd_client.kernel.sysfs import Sysfs, index_of
-from nbd_client.protocol.client import ReplyDecoder, encode_request
 from nbd_client.protocol.constants import Command
 from nbd_client.recovery import Records, new_record, parse_record
 from nbd_client.source.response import Pin
+from tests.support.nbdclientside import ReplyDecoder, encode_request
 from tests.support.rangeserver import range_server
 
 CONTENT = random.Random(2).randbytes(100_000)

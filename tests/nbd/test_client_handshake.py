@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbd_client.errors import ServerProtocolError
 from nbd_client.protocol import constants as c
-from nbd_client.protocol.client import ClientHandshake
+from tests.support.nbdclientside import ClientHandshake, ServerProtocolError
 
 GREETING = b"NBDMAGICIHAVEOPT\x00\x03"
 

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbd_client.protocol import constants as c
-from nbd_client.protocol.client import ClientHandshake, encode_info_request, encode_option
 from nbd_client.protocol.handshake import (
     MAX_OPTION_BYTES,
     MAX_OPTIONS,
@@ -19,6 +18,7 @@ from nbd_client.protocol.handshake import (
     Send,
 )
 from tests.support.chunks import cuts
+from tests.support.nbdclientside import ClientHandshake, encode_info_request, encode_option
 
 EXPORT = Export(12345, "disk", "a disk")
 FLAGS = struct.pack(">I", 3)

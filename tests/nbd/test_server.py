@@ -14,10 +14,10 @@ from blockgate.reader import check_bounds
 from nbd_client import errors
 from nbd_client import server as server_module
 from nbd_client.errors import BlockgateError, InvalidOption, RangeNotSatisfiable, SourceTimeout, leaves
-from nbd_client.protocol.client import encode_request
 from nbd_client.protocol.constants import Command, Errno
 from nbd_client.server import NbdServer, errno_of
 from tests.support.nbdclient import nbd_client, open_socket
+from tests.support.nbdclientside import encode_request
 
 CONTENT = random.Random(9).randbytes(3 << 20)
 

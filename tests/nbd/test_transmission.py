@@ -6,9 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbd_client.errors import ServerProtocolError
 from nbd_client.protocol import constants as c
-from nbd_client.protocol.client import Reply, ReplyDecoder, encode_request
 from nbd_client.protocol.transmission import (
     Answer,
     Disconnect,
@@ -19,6 +17,7 @@ from nbd_client.protocol.transmission import (
     reply_header,
 )
 from tests.support.chunks import cuts
+from tests.support.nbdclientside import Reply, ReplyDecoder, ServerProtocolError, encode_request
 
 SIZE = 1 << 20
 COOKIE = 0xFEEDFACECAFEBEEF

@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
 
-from nbd_client.protocol.client import ClientHandshake, Negotiated, Reply, ReplyDecoder, encode_request
 from nbd_client.protocol.constants import Command
+from tests.support.nbdclientside import ClientHandshake, Negotiated, Reply, ReplyDecoder, encode_request
 
 
 class NbdClient:

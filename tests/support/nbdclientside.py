@@ -9,7 +9,7 @@ import struct
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from nbd_client.errors import ServerProtocolError
+from nbd_client.errors import ProtocolError
 from nbd_client.protocol import constants as c
 
 _GREETING = struct.Struct(">QQH")
@@ -18,6 +18,10 @@ _OPTION_REPLY = struct.Struct(">QIII")
 _REQUEST = struct.Struct(">IHHQQI")
 _REPLY = struct.Struct(">IIQ")
 _MAX_REPLY_BYTES = 64 << 10  # no option reply of a sane server is longer
+
+
+class ServerProtocolError(ProtocolError):
+    """The server broke a rule."""
 
 
 def encode_option(option: int, payload: bytes = b"") -> bytes:

@@ -22,7 +22,6 @@ from pydantic_settings import (
 from gateway.errors import ConfigurationError
 
 DEFAULT_CONFIG_FILE = Path("/etc/blockgate/config.toml")
-DEFAULT_URL = "http://127.0.0.1:8080"
 MIB = 1 << 20
 
 _PREFIX = "BLOCKGATE_"
@@ -209,16 +208,6 @@ def _refuse_unknown_variables() -> None:
             close = difflib.get_close_matches(variable, known, 1)
             hint = f"; is {close[0]} meant?" if close else ""
             raise ConfigurationError(f"the environment variable {variable} is no setting{hint}")
-
-
-def gateway_url() -> str:
-    """Where client commands find the gateway when no flag says so."""
-    return os.environ.get("BLOCKGATE_URL", DEFAULT_URL)
-
-
-def client_token() -> str | None:
-    """The bearer token of client commands; from the environment, so that it is in no argument list."""
-    return os.environ.get("BLOCKGATE_TOKEN")
 
 
 def environment() -> dict[str, str]:

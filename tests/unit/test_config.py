@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from blockgate.environment import gateway_token, gateway_url
 from gateway.api.server import check_exposure
-from gateway.config import Settings, client_token, gateway_url, load
+from gateway.config import Settings, load
 from gateway.errors import ConfigurationError
 
 TOKEN = {"sha256": "a" * 64, "role": "admin"}
@@ -156,7 +157,7 @@ def test_listening_elsewhere_needs_tokens_or_a_word(host):
 
 
 def test_clients_find_the_gateway_and_their_token_in_the_environment(monkeypatch):
-    assert (gateway_url(), client_token()) == ("http://127.0.0.1:8080", None)
+    assert (gateway_url(), gateway_token()) == ("http://127.0.0.1:8080", None)
     monkeypatch.setenv("BLOCKGATE_URL", "http://gateway:1")
     monkeypatch.setenv("BLOCKGATE_TOKEN", "secret")
-    assert (gateway_url(), client_token()) == ("http://gateway:1", "secret")
+    assert (gateway_url(), gateway_token()) == ("http://gateway:1", "secret")

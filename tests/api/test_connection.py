@@ -189,8 +189,9 @@ async def reads_late(*, ever):
 def test_what_a_client_does_not_read_counts_until_it_is_read_or_the_client_is_gone(loop, ever):
     with asyncio.Runner(loop_factory=loop) as runner:
         waiting, afterwards = runner.run(reads_late(ever=ever))
-    # The kernel's buffers take some of it.
-    assert 0 < waiting <= len(PIECE)
+    # The kernel's buffers take some of it. asyncio up to 3.13 does not look at its buffer after writelines(), so that
+    # the second piece is taken too before it says that the client is slow.
+    assert 0 < waiting <= 2 * len(PIECE)
     assert afterwards == 0
 
 

@@ -181,6 +181,9 @@ async def reads_late(*, ever):
         else:
             writer.transport.abort()
         await app.lost.wait()
+        # An answer that the transport took whole is complete before its client is known to be gone.
+        while admission.sending_bytes:
+            await asyncio.sleep(0.001)
         return waiting, admission.sending_bytes
 
 

@@ -68,6 +68,7 @@ class SpanFiles:
         self._writing = 0
         self._room = 0
         self._lock = threading.Lock()
+        self._left: set[Path] = set()
         self._bypass_until = 0.0
         self._bypass_seconds = _FIRST_BYPASS_SECONDS
         with contextlib.suppress(OSError):
@@ -132,6 +133,7 @@ class SpanFiles:
             self._failed(error, temporary, size)
             return False
         self._bypass_seconds = _FIRST_BYPASS_SECONDS
+        self._remove_left()
         return True
 
     def held(self, layer: LayerKey) -> set[int]:
@@ -215,9 +217,19 @@ class SpanFiles:
                 self.used_bytes -= file_size
         self._room = max(0, self.high_bytes - self.used_bytes) // self.sharers
 
+    def _remove_left(self) -> None:
+        """Remove what failed writes could not remove themselves."""
+        for path in list(self._left):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+                self._left.discard(path)
+
     def _failed(self, error: OSError, temporary: Path, size: int) -> None:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        try:
+            temporary.unlink(missing_ok=True)
+        except OSError:
+            # It turned read-only in the middle: removed when something can be written again.
+            self._left.add(temporary)
         with self._lock:
             self.used_bytes -= size
             self._written -= size

@@ -9,6 +9,7 @@ import os
 import shutil
 import threading
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -359,3 +360,20 @@ def test_what_is_written_while_all_is_dropped_is_counted(tier, monkeypatch):
             thread.join()
     assert threads
     assert tier.used_bytes == len(DATA) + HEADER_BYTES == tier.measure()
+
+
+def test_what_a_write_could_not_remove_when_the_disk_turned_read_only_is_removed_later(tmp_path, monkeypatch):
+    files = SpanFiles(tmp_path, 1 << 20)
+    key, data = SpanKey("sha256:" + "a" * 64, "cut", 0), b"x" * 100
+
+    def refuse(*_args, **_options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refuse)
+        patch.setattr(Path, "unlink", refuse)
+        assert not files.write(key, data, hashlib.sha256(data).digest())
+    assert len(list(files.scratch.iterdir())) == 1
+    files._bypass_until = 0.0
+    assert files.write(key, data, hashlib.sha256(data).digest())
+    assert list(files.scratch.iterdir()) == []
